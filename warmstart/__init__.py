@@ -1,0 +1,1 @@
+"""Numerical fits remembered, resumable and quick to start."""

@@ -1,0 +1,135 @@
+"""What a backend is: an ordered map of bytes with atomic, conditional batches.
+
+The store's logic is written once above this protocol; whatever passes
+``tests/backend_contract.py`` is a backend.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, runtime_checkable
+
+__all__ = ["Backend", "Batch", "Durability", "Item"]
+
+MAX_KEY = 480
+"""Longest key in bytes. LMDB 0.9 allows 511; the rest is left to backends for their own prefixes."""
+
+
+class Durability(enum.Enum):
+    """What a batch survives once ``apply`` has returned."""
+
+    PROCESS = "process"
+    """SIGKILL of this process at once; a power cut may undo up to the last two seconds."""
+    POWER = "power"
+    """A power cut as well, and everything that was applied before it with it."""
+
+
+class Item(NamedTuple):
+    """One pair of the map, as it was when it was read."""
+
+    key: bytes
+    value: bytes
+    """The value, or its first ``head`` bytes when the scan asked for no more."""
+    sequence: int
+    """Store-wide number of the batch that wrote it: a later batch has a higher one, whoever wrote."""
+    size: int
+    """Bytes in the whole value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Puts, deletes and conditions that happen together or not at all.
+
+    Parameters
+    ----------
+    puts : mapping of bytes to bytes
+        Keys of 1 to `MAX_KEY` bytes that do not begin with a NUL, values of at least one byte.
+    deletes : sequence of bytes
+        Keys to remove; one that is not there is not an error. A key may not be in `puts` too.
+    conditions : mapping of bytes to (int or None)
+        The sequence number that each key must still have (None: must not exist) for the batch
+        to apply. This is optimistic concurrency: read, decide, write if nothing has moved.
+    """
+
+    puts: Mapping[bytes, bytes] = field(default_factory=dict)
+    deletes: Sequence[bytes] = ()
+    conditions: Mapping[bytes, int | None] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """An ordered map of bytes, shared by threads and processes.
+
+    Every method may raise `StoreError` (place unusable, damaged beyond repair) and, where it
+    writes, `StoreFullError`. Nothing is created before the first call that needs it. No
+    transaction outlives a call, and no returned bytes alias the engine's memory.
+    """
+
+    @property
+    def address(self) -> str:
+        """What ``Store(address)`` needs to reach the same map, and what people are shown."""
+        ...
+
+    def get(self, key: bytes) -> Item | None:
+        """Return the pair at `key`, or None."""
+        ...
+
+    def scan(
+        self,
+        prefix: bytes,
+        *,
+        after: bytes = b"",
+        limit: int | None = None,
+        head: int | None = None,
+    ) -> list[Item]:
+        """Return the pairs whose keys begin with `prefix`, in the order of their bytes.
+
+        Parameters
+        ----------
+        prefix : bytes
+            Empty for the whole map.
+        after : bytes
+            Only keys greater than this one: the last key of the page before.
+        limit : int, optional
+            At most so many pairs.
+        head : int, optional
+            Only so many bytes of each value (``Item.size`` tells the whole size), so that a
+            sweep over large records reads little.
+        """
+        ...
+
+    def apply(self, batch: Batch, durability: Durability = Durability.PROCESS) -> int | None:
+        """Do the whole batch and return its sequence number, or None if a condition failed."""
+        ...
+
+    def lock(self, name: str, timeout: float = -1.0) -> AbstractContextManager[bool]:
+        """Hold a named lock across threads and processes; yields whether it was got in time.
+
+        Parameters
+        ----------
+        name : str
+            Letters, digits and dashes.
+        timeout : float
+            Seconds to wait; 0 tries once, negative waits without end. The lock of a process
+            that died is free.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Return when everything applied before this call would survive a power cut."""
+        ...
+
+    def size(self) -> int:
+        """Return the bytes that live pairs occupy, the engine's overhead included. O(1)."""
+        ...
+
+    def verify(self) -> list[str]:
+        """Return what is structurally wrong with the engine's own files; empty when sound."""
+        ...
+
+    def close(self) -> None:
+        """Flush, and let go of files and threads. A closed backend opens again when used."""
+        ...
