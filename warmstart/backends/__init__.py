@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 __all__ = ["Backend", "Batch", "Durability", "Item"]
 
 MAX_KEY = 480
-"""Longest key in bytes. LMDB 0.9 allows 511; the rest is left to backends for their own prefixes."""
+"""Longest key in bytes: LMDB 0.9 allows 511, the rest is left to backends for prefixes."""
 
 
 class Durability(enum.Enum):
@@ -34,7 +34,7 @@ class Item(NamedTuple):
     value: bytes
     """The value, or its first ``head`` bytes when the scan asked for no more."""
     sequence: int
-    """Store-wide number of the batch that wrote it: a later batch has a higher one, whoever wrote."""
+    """Store-wide number of the batch that wrote it; a later batch has a higher one."""
     size: int
     """Bytes in the whole value."""
 
