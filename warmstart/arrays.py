@@ -1,0 +1,230 @@
+"""Arrays and what is made of them, as frames: numpy, scipy.sparse, pandas, polars, rng state.
+
+Content counts, layout does not: C, Fortran, strided and read-only arrays of the same values
+give the same frame. pandas, polars and scipy.sparse are recognized, never imported.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+from typing import Any, Protocol
+
+import numpy as np
+from blake3 import blake3
+
+__all__ = ["digest_buffer", "write_array", "writer_of_data"]
+
+INLINE = 1024
+"""Bytes up to which a value stands in the stream itself; beyond, its digest does."""
+_CHUNK = 1 << 20
+_THREADED = 32 << 20  # below some 32 MiB a second thread costs more than it brings (2026-11)
+# BLAKE3's AUTO thread count hangs in a forked child of a process that used it; a number is safe.
+_THREADS = min(4, os.cpu_count() or 1)
+_EXTENDED = {"g": 10, "G": 10}  # x87: 10 bytes of value, then padding with whatever was there
+
+
+class Writer(Protocol):
+    """What an encoder offers to those who write frames."""
+
+    out: list[bytes]
+
+    def write(self, value: Any) -> None:
+        """Append the frame of any value."""
+
+
+def digest_buffer(data: Any) -> bytes:
+    """Return the BLAKE3 digest of a contiguous buffer, which is not copied."""
+    size = memoryview(data).nbytes
+    return blake3(data, max_threads=_THREADS if size >= _THREADED else 1).digest()
+
+
+def write_array(writer: Writer, value: np.ndarray[Any, Any]) -> None:
+    """Write class, dtype, shape and content of an array."""
+    cls = type(value)
+    if cls is np.ndarray or cls is np.memmap:
+        _write_plain(writer, value)
+        return
+    writer.out.append(b"A")
+    writer.write(cls)
+    if isinstance(value, np.ma.MaskedArray):
+        hidden = np.ma.getmaskarray(value)
+        _write_plain(writer, hidden)
+        _write_plain(writer, np.asarray(value.fill_value))
+        plain = np.array(value.data, copy=True, subok=False)
+        plain[hidden] = np.zeros((), plain.dtype)  # what is hidden is not content
+        _write_plain(writer, plain)
+    else:
+        writer.write(dict(getattr(value, "__dict__", None) or {}))
+        _write_plain(writer, value.view(np.ndarray))
+
+
+_head_of_dtype: dict[np.dtype[Any], bytes] = {}
+
+
+def _write_plain(writer: Writer, value: np.ndarray[Any, Any]) -> None:
+    dtype = value.dtype
+    head = _head_of_dtype.get(dtype)
+    if head is None:
+        head = _remember_head(dtype)
+    writer.out.append(head + struct.pack(f"<B{value.ndim}Q", value.ndim, *value.shape))
+    if dtype.fields is not None:  # field by field: the padding between them is not content
+        writer.write([(field, dtype.fields[field][0].str) for field in dtype.names or ()])
+        for field in dtype.names or ():
+            _write_plain(writer, value[field])
+    elif dtype.hasobject or dtype.kind == "T":
+        for item in value.ravel(order="C").tolist():
+            writer.write(item)
+    elif value.nbytes > INLINE:
+        writer.out.append(_digest(value))
+    elif dtype.char in _EXTENDED:
+        writer.out.append(_content(value).tobytes())
+    else:
+        writer.out.append(value.tobytes())  # in C order, whatever the layout
+
+
+def _remember_head(dtype: np.dtype[Any]) -> bytes:
+    simple = dtype.fields is None and dtype.kind != "T"
+    name = (dtype.str if simple else "|" + dtype.kind).encode()
+    if len(_head_of_dtype) > 1000:  # string and structured dtypes made in a loop
+        _head_of_dtype.clear()
+    return _head_of_dtype.setdefault(dtype, b"a" + bytes([len(name)]) + name)
+
+
+def _content(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the C-ordered content without the padding of extended precision."""
+    value = np.ascontiguousarray(value)
+    if value.dtype.char not in _EXTENDED or value.dtype.itemsize not in {16, 32}:
+        return value
+    parts = value.reshape(-1).view(np.uint8).reshape(-1, 16)
+    return np.ascontiguousarray(parts[:, : _EXTENDED[value.dtype.char]])
+
+
+def _digest(value: np.ndarray[Any, Any]) -> bytes:
+    if value.flags.c_contiguous and value.dtype.char not in _EXTENDED:
+        # As bytes, since datetimes and float16 have no buffer format of their own.
+        return digest_buffer(value.reshape(-1).view(np.uint8))
+    hasher = blake3()
+    _update(hasher, value)
+    return hasher.digest()
+
+
+def _update(hasher: Any, value: np.ndarray[Any, Any]) -> None:
+    """Hash in C order, about `_CHUNK` bytes copied at a time."""
+    if value.ndim == 0 or value.nbytes <= _CHUNK:
+        hasher.update(_content(value).reshape(-1).view(np.uint8))
+        return
+    rows = max(1, _CHUNK * len(value) // value.nbytes)
+    for start in range(0, len(value), rows):
+        part = value[start : start + rows]
+        if part.nbytes <= 2 * _CHUNK:
+            hasher.update(_content(part).reshape(-1).view(np.uint8))
+        else:
+            _update(hasher, part[0])
+
+
+def writer_of_data(cls: type) -> Any:
+    """Return the function that writes instances of `cls`, or None if they are no data."""
+    if issubclass(cls, np.ndarray):
+        return write_array
+    top = cls.__module__.partition(".")[0]
+    if top == "scipy" and (sparse := sys.modules.get("scipy.sparse")):
+        if issubclass(cls, (sparse.sparray, sparse.spmatrix)):
+            return _write_sparse
+    elif top == "pandas" and (pandas := sys.modules.get("pandas")):
+        if issubclass(cls, pandas.DataFrame):
+            return _write_dataframe
+        if issubclass(cls, (pandas.Series, pandas.Index)):
+            return _write_series
+    elif top == "polars" and (polars := sys.modules.get("polars")):
+        if issubclass(cls, polars.DataFrame):
+            return _write_polars_dataframe
+        if issubclass(cls, polars.Series):
+            return _write_polars_series
+    return None
+
+
+_SPARSE_PARTS = {
+    "bsr": ("data", "indices", "indptr"),
+    "csc": ("data", "indices", "indptr"),
+    "csr": ("data", "indices", "indptr"),
+    "dia": ("data", "offsets"),
+}
+
+
+def _write_sparse(writer: Writer, value: Any) -> None:
+    writer.out.append(b"x")
+    writer.write((type(value).__name__, value.format, value.shape, value.dtype.str))
+    parts = _SPARSE_PARTS.get(value.format)
+    if parts is None:  # lists and dicts of items, in whatever order they were set
+        coo = value.tocoo()
+        order = np.lexsort(coo.coords[::-1])
+        for axis in coo.coords:
+            write_array(writer, axis[order])
+        write_array(writer, coo.data[order])
+        return
+    for part in parts:
+        write_array(writer, getattr(value, part))
+
+
+def _write_dataframe(writer: Writer, value: Any) -> None:
+    writer.out.append(b"D")
+    writer.write((type(value), value.shape))
+    _write_series(writer, value.columns)
+    _write_series(writer, value.index)
+    for i in range(value.shape[1]):
+        _write_column(writer, value.iloc[:, i].array)
+
+
+def _write_series(writer: Writer, value: Any) -> None:
+    """Write a Series or an Index, which is a column with a name, and a Series' own index."""
+    writer.out.append(b"e")
+    writer.write((type(value), list(getattr(value, "names", (value.name,)))))
+    if getattr(value, "nlevels", 1) > 1 and hasattr(value, "levels"):
+        for i in range(value.nlevels):
+            _write_column(writer, value.get_level_values(i).array)
+        return
+    _write_column(writer, value.array)
+    if hasattr(value, "index"):
+        _write_series(writer, value.index)
+
+
+def _write_column(writer: Writer, column: Any) -> None:
+    dtype = column.dtype
+    writer.write(str(dtype))
+    if isinstance(dtype, np.dtype):
+        write_array(writer, np.asarray(column))
+    elif hasattr(column, "codes"):  # categorical
+        write_array(writer, np.asarray(column.codes))
+        _write_series(writer, column.categories)
+        writer.write(bool(column.ordered))
+    else:
+        missing = np.asarray(column.isna())
+        write_array(writer, missing)
+        if dtype.kind in "iufb":
+            zero = np.zeros(
+                (), dtype.type if not hasattr(dtype, "numpy_dtype") else dtype.numpy_dtype
+            )
+            write_array(writer, column.to_numpy(dtype=zero.dtype, na_value=zero[()]))
+        elif dtype.kind in "mM" and not missing.any() and hasattr(column, "asi8"):
+            write_array(writer, column.asi8)
+        else:
+            for item, gone in zip(column, missing, strict=True):
+                writer.write(None if gone else item)
+
+
+def _write_polars_dataframe(writer: Writer, value: Any) -> None:
+    writer.out.append(b"P")
+    writer.write(list(value.columns))
+    for name in value.columns:
+        _write_polars_series(writer, value.get_column(name))
+
+
+def _write_polars_series(writer: Writer, value: Any) -> None:
+    writer.out.append(b"Q")
+    writer.write((value.name, str(value.dtype), len(value)))
+    if value.dtype.is_numeric() and value.null_count() == 0 and not value.dtype.is_decimal():
+        write_array(writer, value.to_numpy())
+    else:
+        writer.write(value.to_list())
