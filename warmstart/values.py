@@ -300,7 +300,7 @@ class Encoder:
                     (_by_class.get(type(item)) or _choose_writer(type(item)))(self, item)
                 return
             frames = [(self._separate(key), key) for key in value]
-            for frame, key in sorted(frames, key=itemgetter(0)):  # noqa: PLR1704 (names the fault)
+            for frame, key in sorted(frames, key=itemgetter(0)):
                 self.out.append(frame)
                 self.write(value[key])
         except FingerprintError as error:

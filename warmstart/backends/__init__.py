@@ -12,7 +12,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
-__all__ = ["Backend", "Batch", "Durability", "Item"]
+from warmstart.errors import ArgumentError
+
+__all__ = ["MAX_KEY", "Backend", "Batch", "Durability", "Item", "check"]
 
 MAX_KEY = 480
 """Longest key in bytes: LMDB 0.9 allows 511, the rest is left to backends for prefixes."""
@@ -133,3 +135,25 @@ class Backend(Protocol):
     def close(self) -> None:
         """Flush, and let go of files and threads. A closed backend opens again when used."""
         ...
+
+
+def check(batch: Batch, durability: Durability) -> None:
+    """Refuse a batch that no backend can apply; every backend calls it first.
+
+    Raises
+    ------
+    ArgumentError
+        With what is wrong.
+    """
+    if not isinstance(durability, Durability):
+        raise ArgumentError(f"durability is a Durability, not {durability!r:.60}")
+    for key in (*batch.puts, *batch.deletes, *batch.conditions):
+        if type(key) is not bytes or not 0 < len(key) <= MAX_KEY or key[0] == 0:
+            raise ArgumentError(
+                f"a key is 1 to {MAX_KEY} bytes that do not begin with NUL, not {key!r:.60}"
+            )
+    for value in batch.puts.values():
+        if not isinstance(value, bytes) or not value:
+            raise ArgumentError(f"a value is at least one byte, not {value!r:.60}")
+    if batch.deletes and not batch.puts.keys().isdisjoint(batch.deletes):
+        raise ArgumentError("a batch puts and deletes the same key")

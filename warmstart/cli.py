@@ -1,0 +1,417 @@
+"""The command ``warmstart``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import runpy
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+import warmstart
+from warmstart.demo import run_demo
+from warmstart.errors import KeyLookupError, WarmstartError
+from warmstart.fingerprint import Fingerprint
+from warmstart.patch import patch
+from warmstart.record import Entry
+from warmstart.report import ago, size, table
+from warmstart.store import Store
+from warmstart.warm import FitReport
+
+__all__ = ["main"]
+
+_EPILOG = """\
+KEY is a key or its first digits, at least four, as `warmstart ls` shows them.
+
+Exit codes: 0 all well; 1 the store or a file is damaged or cannot be used; 2 wrong arguments
+or an unknown key. `warmstart run` ends as the script does.
+
+The store is the one given by --store, else $WARMSTART_STORE, else a folder in the platform's
+cache directory. `warmstart stats` says where.
+"""
+
+_Handler = Callable[[argparse.Namespace, "_Out"], int]
+
+
+class _Out:
+    """Writes for people or, with --json, one JSON document for machines."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.console = Console()
+        self.errors = Console(stderr=True)
+
+    def json(self, document: Any) -> None:
+        json.dump(document, sys.stdout, indent=2, default=_plain)
+        sys.stdout.write("\n")
+
+    def note(self, text: str) -> None:
+        if not self.as_json:
+            self.errors.print(text, style="dim", markup=False, highlight=False)
+
+    @contextlib.contextmanager
+    def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        with Progress(console=self.errors, transient=True, disable=self.as_json) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        By default those of the process.
+    """
+    parsed = _parser().parse_args(arguments)
+    out = _Out(as_json=parsed.json)
+    handler: _Handler = parsed.handler
+    try:
+        return handler(parsed, out)
+    except KeyLookupError as error:
+        out.errors.print(f"warmstart: {error}", markup=False, highlight=False)
+        return 2
+    except (WarmstartError, OSError) as error:
+        out.errors.print(f"warmstart: {error}", markup=False, highlight=False)
+        return 2 if isinstance(error, ValueError) and isinstance(error, TypeError) else 1
+    except BrokenPipeError:
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--store", metavar="FOLDER", help="which store")
+    common.add_argument("--json", action="store_true", help="write JSON for machines")
+    parser = argparse.ArgumentParser(
+        prog="warmstart",
+        description="Numerical fits remembered, resumable and quick to start.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=warmstart.__version__)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, handler: _Handler, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, parents=[common], help=text, description=text[:1].upper() + text[1:] + "."
+        )
+        sub.set_defaults(handler=handler)
+        return sub
+
+    command("demo", _demo, "fit real data, fit it again, kill a fit and resume it")
+    sub = command("run", _run, "run a Python script with scipy.optimize remembering its fits")
+    sub.add_argument("--refit", action="store_true", help="run every fit, remember it anew")
+    sub.add_argument("script", help="a Python file")
+    sub.add_argument("args", nargs=argparse.REMAINDER, help="what the script gets as arguments")
+    sub = command("ls", _ls, "list the fits in the store, newest first")
+    sub.add_argument("-n", "--limit", type=_count, default=30, help="at most so many (30)")
+    sub = command("show", _show, "show all entries of one fit")
+    sub.add_argument("key", metavar="KEY")
+    sub = command("explain", _explain, "say in which arguments two fits differ")
+    sub.add_argument("key", metavar="KEY")
+    sub.add_argument("other", metavar="KEY")
+    command("stats", _stats, "count what is in the store, and say where it is")
+    sub = command("verify", _verify, "read every record and check every byte")
+    sub.add_argument("--repair", action="store_true", help="delete what is damaged")
+    command("gc", _gc, "sweep damaged and expired entries, and what is over the budget")
+    sub = command("export", _export, "write all fits to a portable file")
+    sub.add_argument("file")
+    sub = command("import", _import, "add the fits of a file written by export")
+    sub.add_argument("file")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _store(parsed: argparse.Namespace, *, writes: bool = False) -> Store:
+    return Store(parsed.store, read_only=not writes)
+
+
+def _demo(parsed: argparse.Namespace, out: _Out) -> int:
+    store = Store(parsed.store) if parsed.store else None
+    rows = run_demo(store, out.note)
+    if out.as_json:
+        out.json(rows)
+        return 0
+    table(
+        out.console,
+        ("fit", "", "source", "evaluations ", "saved ", "seconds ", "digits "),
+        [
+            (
+                row.fit,
+                row.what,
+                row.source,
+                row.evaluations,
+                row.saved,
+                row.seconds,
+                None if row.digits is None else round(row.digits, 1),
+            )
+            for row in rows
+        ],
+        title="digits: agreement of the worst parameter with the published value",
+    )
+    return 0
+
+
+def _run(parsed: argparse.Namespace, out: _Out) -> int:
+    script = Path(parsed.script)
+    if not script.is_file():
+        out.errors.print(f"warmstart: there is no script {script}", markup=False)
+        return 2
+    sys.argv = [parsed.script, *parsed.args]
+    sys.path[0] = os.fspath(script.resolve().parent)
+    start = time.perf_counter()
+    with patch(store=Store(parsed.store), refit=parsed.refit) as patched:
+        try:
+            runpy.run_path(parsed.script, run_name="__main__")
+        finally:
+            _summarize(patched.fits, time.perf_counter() - start, out)
+    return 0
+
+
+_WORDS = {"final": "hit", "checkpoint": "resumed", "cold": "fitted", "off": "not remembered"}
+
+
+def _summarize(fits: list[FitReport], seconds: float, out: _Out) -> None:
+    counts = Counter(_WORDS.get(fit.source, fit.source) for fit in fits)
+    evaluations = Counter[str]()
+    saved = Counter[str]()
+    for fit in fits:
+        word = _WORDS.get(fit.source, fit.source)
+        evaluations[word] += fit.evaluations
+        saved[word] += fit.evaluations_saved
+    saved_seconds = sum(fit.seconds_saved for fit in fits)
+    if out.as_json:
+        # On standard error: standard output is the script's own.
+        document = {
+            "fits": dict(counts),
+            "evaluations": evaluations.total(),
+            "evaluations_saved": saved.total(),
+            "seconds": seconds,
+            "seconds_saved": saved_seconds,
+            "why": sorted({fit.why for fit in fits if fit.why}),
+        }
+        sys.stderr.write(json.dumps(document) + "\n")
+        return
+    rows = [(word, counts[word], evaluations[word], saved[word]) for word in counts]
+    title = f"warmstart: {len(fits)} fits in {seconds:.1f} s, about {saved_seconds:.1f} s saved"
+    if not rows:
+        out.errors.print("warmstart: the script called none of the functions that remember")
+        return
+    table(out.errors, ("", "fits ", "evaluations ", "saved "), rows, title=title)
+    for why in sorted({fit.why for fit in fits if fit.why}):
+        out.errors.print(f"  {why}", markup=False, highlight=False)
+
+
+def _ls(parsed: argparse.Namespace, out: _Out) -> int:
+    with _store(parsed) as store:
+        fits = [(key, store.entries(key)) for key in list(store.keys())]
+        fits = [(key, entries) for key, entries in fits if entries]
+        fits.sort(key=lambda fit: -max(entry.sequence for entry in fit[1]))
+        shown = fits[: parsed.limit]
+        rows = [_line(store, key, entries) for key, entries in shown]
+        now = store.clock()
+    if out.as_json:
+        out.json(rows)
+        return 0
+    table(
+        out.console,
+        ("key", "what", "kind", "objective ", "evaluations ", "runs ", "written"),
+        [
+            (
+                row["key"][:12],
+                row["what"],
+                row["kind"],
+                row["objective"],
+                row["nfev"],
+                row["runs"],
+                ago(row["written"], now),
+            )
+            for row in rows
+        ],
+    )
+    if len(fits) > len(shown):
+        out.console.print(f"and {len(fits) - len(shown)} more: --limit shows them")
+    return 0
+
+
+def _line(store: Store, key: Fingerprint, entries: list[Entry]) -> dict[str, Any]:
+    best = entries[0]
+    summary = store.summary(key)
+    arguments = summary.arguments if summary else {}
+    model = arguments.get("model", {})
+    name = next((model[n][1] for n in ("fun", "f", "func", "name", "model") if n in model), "")
+    method = arguments.get("settings", {}).get("method", (b"", ""))[1]
+    return {
+        "key": str(key),
+        "what": f"{name} {method}".strip(),
+        "kind": best.kind.value,
+        "objective": best.objective,
+        "nfev": best.nfev if best.nfev is not None else best.iteration,
+        "runs": len({entry.run for entry in entries}),
+        "written": max(entry.written for entry in entries),
+    }
+
+
+def _show(parsed: argparse.Namespace, out: _Out) -> int:
+    with _store(parsed) as store:
+        key = store.resolve(parsed.key)
+        entries = store.entries(key)
+        summary = store.summary(key)
+        infos = {entry.run: store.run_info(entry.run) for entry in entries}
+        now, pinned = store.clock(), store.pinned(key)
+    arguments = summary.arguments if summary else {}
+    named = [
+        {"part": part, "argument": name, "value": text}
+        for part, values in arguments.items()
+        for name, (_, text) in values.items()
+    ]
+    rows = [
+        {
+            "run": entry.run,
+            "kind": entry.kind.value,
+            "status": info.status if (info := infos[entry.run]) else None,
+            "objective": entry.objective,
+            "nfev": entry.nfev if entry.nfev is not None else entry.iteration,
+            "start": entry.start.source,
+            "start_run": entry.start.run,
+            "producer": entry.producer,
+            "dropped": list(entry.dropped),
+            "written": entry.written,
+            "error": info.error if info else None,
+        }
+        for entry in entries
+    ]
+    if out.as_json:
+        out.json({"key": str(key), "pinned": pinned, "arguments": named, "entries": rows})
+        return 0
+    out.console.print(f"key {key}{' (pinned)' if pinned else ''}", highlight=False)
+    table(out.console, ("part", "argument", "value"), [tuple(item.values()) for item in named])
+    table(
+        out.console,
+        ("run", "kind", "status", "objective ", "evaluations ", "start", "producer", "written"),
+        [
+            (
+                row["run"][:12],
+                row["kind"],
+                row["status"],
+                row["objective"],
+                row["nfev"],
+                row["start"],
+                row["producer"],
+                ago(row["written"], now),
+            )
+            for row in rows
+        ],
+    )
+    return 0
+
+
+def _explain(parsed: argparse.Namespace, out: _Out) -> int:
+    with _store(parsed) as store:
+        key, other = store.resolve(parsed.key), store.resolve(parsed.other)
+        differences = store.explain(key, other)
+    if out.as_json:
+        out.json(
+            [
+                {"part": d.part, "name": d.name, "ours": d.ours, "theirs": d.theirs}
+                for d in differences
+            ]
+        )
+    elif not differences:
+        out.console.print("the same fit")
+    else:
+        table(
+            out.console,
+            ("part", "argument", str(key)[:12], str(other)[:12]),
+            [(d.part, d.name, d.ours or "absent", d.theirs or "absent") for d in differences],
+        )
+    return 0
+
+
+def _stats(parsed: argparse.Namespace, out: _Out) -> int:
+    with _store(parsed) as store:
+        stats = store.stats()
+    if out.as_json:
+        out.json(stats)
+        return 0
+    rows = [(name, value) for name, value in dataclasses.asdict(stats).items()]
+    shown = [
+        (name, size(value) if name in {"bytes", "budget"} else value)
+        for name, value in rows
+        if name != "counters"
+    ]
+    table(out.console, ("", " "), shown)
+    return 0
+
+
+def _verify(parsed: argparse.Namespace, out: _Out) -> int:
+    with _store(parsed, writes=parsed.repair) as store:
+        report = store.verify(repair=parsed.repair)
+    if out.as_json:
+        out.json(report)
+    else:
+        state = "sound" if report.sound else "damaged"
+        out.console.print(
+            f"{report.records} records, {len(report.damaged)} damaged, {report.newer} newer, "
+            f"{report.repaired} removed: {state}",
+            highlight=False,
+        )
+        for line in [*report.structure, *report.damaged][:50]:
+            out.console.print(f"  {line}", markup=False, highlight=False)
+        if report.damaged and not parsed.repair:
+            out.console.print("`warmstart verify --repair` removes what is damaged")
+    return 0 if report.sound else 1
+
+
+def _gc(parsed: argparse.Namespace, out: _Out) -> int:
+    with _store(parsed, writes=True) as store:
+        gone = store.gc()
+    if out.as_json:
+        out.json(gone)
+    else:
+        what = ", ".join(f"{number} {reason}" for reason, number in gone.items())
+        out.console.print(what or "nothing to sweep", highlight=False)
+    return 0
+
+
+def _export(parsed: argparse.Namespace, out: _Out) -> int:
+    with _store(parsed) as store, out.progress("export") as progress:
+        count = store.export(parsed.file, progress=progress)
+    if out.as_json:
+        out.json({"exported": count})
+    else:
+        out.console.print(f"{count} records written to {parsed.file}", highlight=False)
+    return 0
+
+
+def _import(parsed: argparse.Namespace, out: _Out) -> int:
+    with _store(parsed, writes=True) as store, out.progress("import") as progress:
+        added, skipped = store.import_(parsed.file, progress=progress)
+    if out.as_json:
+        out.json({"added": added, "skipped": skipped})
+    else:
+        out.console.print(f"{added} records added, {skipped} skipped", highlight=False)
+    return 0

@@ -1,0 +1,357 @@
+"""Records: one entry of the store as bytes.
+
+All numbers are little-endian.
+
+==========  ========  =====================================================================
+offset      size      what
+==========  ========  =====================================================================
+0           4         ``WSrc``
+4           2         format version, 1
+6           1         kind: 1 checkpoint, 2 final
+7           1         flags: bit 0, the objective is known
+8           8         objective, float64
+16          8         written, float64, UTC seconds since the epoch
+24          8         tag of the producer: the first bytes of BLAKE3 of its text
+32          4         h, length of the header
+36          4         reserved, 0
+40          8         b, length of the body
+48          h         header: msgpack array, see `_Header`
+48+h        p         zeros up to a multiple of 16
+48+h+p      b         body: the buffers of the payload, each at a multiple of 16
+48+h+p+b    32        BLAKE3 of everything before
+==========  ========  =====================================================================
+
+The first 48 bytes rank a record without decoding it. The store's small rows are a body and
+16 bytes of its BLAKE3 (`seal`).
+
+References
+----------
+msgpack: https://github.com/msgpack/msgpack/blob/master/spec.md; BLAKE3:
+https://github.com/BLAKE3-team/BLAKE3-specs; Zstandard: RFC 8878.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import math
+import re
+import struct
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+from blake3 import blake3
+
+from warmstart.codec import ALIGNMENT, MAX_DECODED, decode_payload, encode_payload
+from warmstart.errors import ArgumentError, CodecError, RecordError, RecordVersionError
+from warmstart.fingerprint import Fingerprint
+
+__all__ = [
+    "HEAD_SIZE",
+    "Entry",
+    "EntryKind",
+    "Head",
+    "Start",
+    "decode_record",
+    "encode_record",
+    "producer_tag",
+    "read_head",
+    "seal",
+    "unseal",
+]
+
+_MAGIC = b"WSrc"
+_VERSION = 1
+_PREFIX = struct.Struct("<4sHBBdd8sIIQ")
+HEAD_SIZE = _PREFIX.size
+_DIGEST = 32
+_SEAL = 16
+_MAX_HEADER = 1 << 26
+_RUN = re.compile(r"[0-9a-f]{32}")
+_SOURCES = ("cold", "checkpoint", "journal", "near", "user")
+
+
+class EntryKind(enum.Enum):
+    """What an entry is to the fit that left it."""
+
+    CHECKPOINT = "checkpoint"
+    """A state on the way."""
+    FINAL = "final"
+    """The result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where the run that wrote an entry began.
+
+    Parameters
+    ----------
+    source : {"cold", "checkpoint", "journal", "near", "user"}
+        The caller's own x0, an earlier run of the same fit, or another fit.
+    run : str or None
+        The run that it started from, 32 hexadecimal digits.
+    level : str or None
+        The rung of the ladder of keys on which that was found.
+    distance : float or None
+        How far it was on that rung.
+    """
+
+    source: str = "cold"
+    run: str | None = None
+    level: str | None = None
+    distance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.source not in _SOURCES:
+            raise ArgumentError(f"source is one of {', '.join(_SOURCES)}, not {self.source!r:.60}")
+
+
+_COLD = Start()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What one run left under one key.
+
+    Parameters
+    ----------
+    key : Fingerprint
+        The fit.
+    run : str
+        The attempt: 32 lowercase hexadecimal digits.
+    kind : EntryKind
+        ``CHECKPOINT`` or ``FINAL``.
+    payload : object
+        Bytes, or a tree of arrays and scalars.
+    objective : float or None
+        The objective at the payload's point; NaN and infinities are unknown.
+    iteration, nfev : int or None
+        Iterations and evaluations so far.
+    producer : str
+        The libraries, and if need be the code, that made it.
+    start : Start
+        Where the run began.
+    written : float
+        UTC seconds since the epoch.
+    sequence : int
+        The store's number of the write; 0 before it.
+    dropped : tuple of str
+        Paths of what was in the payload and could not be kept.
+
+    Raises
+    ------
+    ArgumentError
+        If an attribute is of the wrong type.
+    """
+
+    key: Fingerprint
+    run: str
+    kind: EntryKind
+    payload: Any
+    objective: float | None = None
+    iteration: int | None = None
+    nfev: int | None = None
+    producer: str = ""
+    start: Start = _COLD
+    written: float = 0.0
+    sequence: int = 0
+    dropped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, kind in (("key", Fingerprint), ("kind", EntryKind), ("start", Start)):
+            if not isinstance(getattr(self, name), kind):
+                raise ArgumentError(f"{name} is a {kind.__name__}, not {getattr(self, name)!r:.60}")
+        if not isinstance(self.run, str) or not _RUN.fullmatch(self.run):
+            raise ArgumentError(f"run is 32 lowercase hexadecimal digits, not {self.run!r:.60}")
+        if self.objective is not None and not math.isfinite(self.objective):
+            object.__setattr__(self, "objective", None)
+
+
+class Head(NamedTuple):
+    """What the first bytes of a record say."""
+
+    kind: EntryKind
+    objective: float | None
+    written: float
+    producer_tag: bytes
+
+
+class _Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """The rest of an entry, in this order; the schema is closed."""
+
+    key: bytes
+    run: bytes
+    iteration: int | None
+    nfev: int | None
+    producer: str
+    start: tuple[str, bytes | None, str | None, float | None]
+    dropped: list[str]
+    table: list[int]
+    tree: Any
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Header)
+_KINDS = {1: EntryKind.CHECKPOINT, 2: EntryKind.FINAL}
+_NUMBERS = {kind: number for number, kind in _KINDS.items()}
+
+
+@functools.lru_cache(maxsize=64)
+def producer_tag(producer: str) -> bytes:
+    """Return the eight bytes by which a head names its producer."""
+    return blake3(producer.encode("utf-8", "surrogatepass")).digest(8)
+
+
+def encode_record(entry: Entry) -> tuple[bytes, tuple[str, ...]]:
+    """Return an entry's bytes, and the paths of what they leave out.
+
+    Raises
+    ------
+    CodecError
+        If the payload is of a type that cannot be kept at all.
+    """
+    payload = encode_payload(entry.payload)
+    start = entry.start
+    header = _encoder.encode(
+        _Header(
+            entry.key.digest,
+            bytes.fromhex(entry.run),
+            entry.iteration,
+            entry.nfev,
+            entry.producer,
+            (
+                start.source,
+                None if start.run is None else bytes.fromhex(start.run),
+                start.level,
+                start.distance,
+            ),
+            [*entry.dropped, *payload.dropped],
+            payload.table,
+            payload.tree,
+        )
+    )
+    if len(header) > _MAX_HEADER:
+        raise CodecError(
+            f"a payload of so many single values takes {len(header)} bytes: use arrays"
+        )
+    size = sum(len(part) for part in payload.body)
+    prefix = _PREFIX.pack(
+        _MAGIC,
+        _VERSION,
+        _NUMBERS[entry.kind],
+        entry.objective is not None,
+        entry.objective or 0.0,
+        entry.written,
+        producer_tag(entry.producer),
+        len(header),
+        0,
+        size,
+    )
+    padding = bytes(-(HEAD_SIZE + len(header)) % ALIGNMENT)
+    record = b"".join((prefix, header, padding, *payload.body))
+    return record + blake3(record).digest(), payload.dropped
+
+
+def read_head(data: bytes) -> Head:
+    """Return what ranks a record, from its first `HEAD_SIZE` bytes.
+
+    Raises
+    ------
+    RecordVersionError
+        If the record is of a newer format.
+    RecordError
+        If it is no record. The rest of the record is not looked at.
+    """
+    kind, flags, objective, written, tag, _, _ = _read_prefix(data)
+    return Head(kind, objective if flags else None, written, tag)
+
+
+def _read_prefix(data: bytes) -> tuple[EntryKind, int, float, float, bytes, int, int]:
+    if len(data) < HEAD_SIZE:
+        raise RecordError(f"a record has at least {HEAD_SIZE} bytes, not {len(data)}")
+    magic, version, kind, flags, objective, written, tag, header, zero, body = _PREFIX.unpack_from(
+        data
+    )
+    if magic != _MAGIC:
+        raise RecordError("these bytes do not begin as a record does")
+    if version > _VERSION:
+        raise RecordVersionError(
+            f"the record is of format {version}, this version reads {_VERSION}: upgrade warmstart"
+        )
+    if version != _VERSION or kind not in _KINDS or flags > 1 or zero:
+        raise RecordError("the head of the record is damaged")
+    if not math.isfinite(objective) or not math.isfinite(written):
+        raise RecordError("the head of the record has a number that is none")
+    return _KINDS[kind], flags, objective, written, tag, header, body
+
+
+def decode_record(data: bytes, *, sequence: int = 0, max_bytes: int = MAX_DECODED) -> Entry:
+    """Return the entry that `encode_record` made into bytes.
+
+    Parameters
+    ----------
+    data : bytes
+        Any bytes.
+    sequence : int
+        The store's number of the write.
+    max_bytes : int
+        Bytes that the payload's arrays may have.
+
+    Raises
+    ------
+    RecordVersionError
+        If the record is of a newer format.
+    RecordError
+        If it is anything but a whole, undamaged record; no other exception is raised.
+    """
+    kind, flags, objective, written, _, header_size, body_size = _read_prefix(data)
+    start = HEAD_SIZE + header_size
+    start += -start % ALIGNMENT
+    if header_size > _MAX_HEADER or start + body_size + _DIGEST != len(data):
+        raise RecordError("the record is not as long as it says")
+    view = memoryview(data)
+    if blake3(view[:-_DIGEST]).digest() != data[-_DIGEST:]:
+        raise RecordError("the record is damaged: its digest disagrees")
+    try:
+        header = _decoder.decode(view[HEAD_SIZE : HEAD_SIZE + header_size])
+        source, run, level, distance = header.start
+        return Entry(
+            key=Fingerprint(header.key),
+            run=header.run.hex(),
+            kind=kind,
+            payload=decode_payload(
+                header.tree, header.table, view[start : start + body_size], max_bytes=max_bytes
+            ),
+            objective=objective if flags else None,
+            iteration=header.iteration,
+            nfev=header.nfev,
+            producer=header.producer,
+            start=Start(source, None if run is None else run.hex(), level, distance),
+            written=written,
+            sequence=sequence,
+            dropped=tuple(header.dropped),
+        )
+    except (msgspec.MsgspecError, CodecError, ArgumentError, RecursionError) as error:
+        raise RecordError(f"the record cannot be read: {error}") from error
+    except (UnicodeError, MemoryError, OverflowError) as error:
+        raise RecordError(f"the record cannot be read: {error!r}") from error
+
+
+def seal(body: bytes) -> bytes:
+    """Return `body` with a digest behind it."""
+    return body + blake3(body).digest(_SEAL)
+
+
+def unseal(data: bytes) -> bytes:
+    """Return what `seal` was given.
+
+    Raises
+    ------
+    RecordError
+        If the digest disagrees.
+    """
+    body, digest = data[:-_SEAL], data[-_SEAL:]
+    if len(data) <= _SEAL or blake3(body).digest(_SEAL) != digest:
+        raise RecordError("a row of the store is damaged: its digest disagrees")
+    return body

@@ -1,0 +1,227 @@
+"""The rows of a store: their keys, how records are read out of them, and how they rank.
+
+All rows are keyed by bytes so that one prefix is one question:
+
+=============================  ===================================================
+``e`` key (32) run (16) slot   a record: one slot of one run of one fit
+``k`` key                      what the key means (`SpecSummary`), to explain it
+``p`` key                      pinned: never evicted, never expires
+``r`` run (16)                 how the run went (`RunInfo`)
+``s``                          when the store was last swept
+``u`` key                      when the key was last used
+=============================  ===================================================
+
+A run has at most two slots: its best checkpoint (``b``) and a later, worse one (``l``); or its
+final (``f``), which takes the place of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from warmstart.backends import Backend, Item
+from warmstart.errors import RecordError, RecordVersionError
+from warmstart.fingerprint import Fingerprint
+from warmstart.record import (
+    HEAD_SIZE,
+    Entry,
+    EntryKind,
+    Head,
+    decode_record,
+    read_head,
+    seal,
+    unseal,
+)
+
+__all__ = [
+    "BEST",
+    "FINAL",
+    "LATEST",
+    "SWEPT",
+    "RunInfo",
+    "Slot",
+    "entry_row",
+    "heads",
+    "info_row",
+    "pages",
+    "pin_row",
+    "rank",
+    "rank_by_age",
+    "read",
+    "read_small",
+    "slot_for",
+    "small",
+    "stamp_row",
+    "summary_row",
+]
+
+BEST, FINAL, LATEST = b"b", b"f", b"l"
+SWEPT = b"s"
+_PAGE = 1000
+_T = TypeVar("_T")
+
+
+class RunInfo(msgspec.Struct, frozen=True):
+    """How one attempt at a fit went.
+
+    Parameters
+    ----------
+    run, key : str
+        32 and 64 hexadecimal digits.
+    status : str
+        ``"running"``, ``"completed"``, ``"failed"`` (by an exception), ``"cancelled"``
+        (Ctrl-C) or ``"unfinished"``. A run that was killed stays ``"running"``.
+    started, ended : float or None
+        UTC seconds since the epoch.
+    error : str or None
+        Type and message of the exception.
+    """
+
+    run: str
+    key: str
+    status: str
+    started: float
+    ended: float | None = None
+    error: str | None = None
+
+
+def entry_row(key: Fingerprint, run: str = "", slot: bytes = b"") -> bytes:
+    """Return the row of a slot, or the prefix of a run's or a key's slots."""
+    return b"e" + key.digest + bytes.fromhex(run) + slot
+
+
+def summary_row(key: bytes) -> bytes:
+    """Return the row that says what a key means."""
+    return b"k" + key
+
+
+def pin_row(key: bytes) -> bytes:
+    """Return the row that pins a key."""
+    return b"p" + key
+
+
+def info_row(run: str) -> bytes:
+    """Return the row that says how a run went."""
+    return b"r" + bytes.fromhex(run)
+
+
+def stamp_row(key: bytes) -> bytes:
+    """Return the row that says when a key was last used."""
+    return b"u" + key
+
+
+class Slot(NamedTuple):
+    """A record's row, and what its head says: None if it is damaged or of a newer format."""
+
+    item: Item
+    head: Head | None
+    newer: bool = False
+
+    @property
+    def key(self) -> bytes:
+        """32 bytes."""
+        return self.item.key[1:33]
+
+    @property
+    def run(self) -> str:
+        """32 hexadecimal digits."""
+        return self.item.key[33:49].hex()
+
+    @property
+    def name(self) -> bytes:
+        """``b"b"``, ``b"f"`` or ``b"l"``."""
+        return self.item.key[49:]
+
+
+def heads(items: Iterable[Item]) -> Iterator[Slot]:
+    """Read the heads of records."""
+    for item in items:
+        try:
+            yield Slot(item, read_head(item.value))
+        except RecordVersionError:
+            yield Slot(item, None, newer=True)
+        except RecordError:
+            yield Slot(item, None)
+
+
+def pages(
+    backend: Backend, prefix: bytes, *, limit: int = _PAGE, head: int | None = HEAD_SIZE
+) -> Iterator[Item]:
+    """Iterate over all rows with a prefix, a page at a time: nothing stays open in between."""
+    last = b""
+    while page := backend.scan(prefix, after=last, limit=limit, head=head):
+        yield from page
+        last = page[-1].key
+
+
+def read(item: Item) -> Entry:
+    """Return the entry of a whole row.
+
+    Raises
+    ------
+    RecordError
+        If it is damaged, or was not written for the row in which it stands.
+    """
+    entry = decode_record(item.value, sequence=item.sequence)
+    if not item.key.startswith(entry_row(entry.key, entry.run)):
+        raise RecordError("stands in a row that is not its own")
+    return entry
+
+
+def rank(slot: Slot, tag: bytes) -> tuple[bool, float, int]:
+    """Return the sort key of a slot: the best comes first.
+
+    The newest final of the producer with this tag; else the lowest objective, the newest
+    among equals; unknown objectives last.
+    """
+    assert slot.head is not None
+    head, age = slot.head, -slot.item.sequence
+    if head.kind is EntryKind.FINAL and head.producer_tag == tag:
+        return (False, 0.0, age)
+    return (True, float("inf") if head.objective is None else head.objective, age)
+
+
+def rank_by_age(slot: Slot, tag: bytes) -> tuple[bool, float, int]:
+    """Return the sort key of a slot: finals of the producer first, then the newest."""
+    final, _, age = rank(slot, tag)
+    return (final, 0.0, age)
+
+
+def slot_for(entry: Entry, own: Mapping[bytes, Slot]) -> tuple[bytes | None, list[bytes]]:
+    """Return the slot for an entry of a run that has the slots `own`, and the rows it ousts.
+
+    Returns
+    -------
+    tuple of (bytes or None, list of bytes)
+        None if the run has a final, which no checkpoint may demote.
+    """
+    if entry.kind is EntryKind.FINAL:
+        return FINAL, [slot.item.key for name, slot in own.items() if name != FINAL]
+    if FINAL in own:
+        return None, []
+    best = own[BEST].head if BEST in own else None
+    if (
+        best is not None
+        and best.objective is not None
+        and (entry.objective is None or entry.objective > best.objective)
+    ):
+        return LATEST, []
+    return BEST, [own[LATEST].item.key] if LATEST in own else []
+
+
+def small(value: object) -> bytes:
+    """Return the sealed bytes of one of the store's own small rows."""
+    return seal(msgspec.msgpack.encode(value))
+
+
+def read_small(item: Item | None, kind: type[_T]) -> _T | None:
+    """Return the content of one of the store's own rows; a damaged one is a missing one."""
+    if item is None:
+        return None
+    try:
+        return msgspec.msgpack.decode(unseal(item.value), type=kind)
+    except (RecordError, msgspec.MsgspecError):
+        return None

@@ -1,0 +1,680 @@
+"""Where fits are remembered: entries and their rank, over any backend."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import os
+import threading
+import time
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import platformdirs
+
+from warmstart.backends import Backend, Batch, Durability
+from warmstart.backends.lmdb import LmdbBackend
+from warmstart.backends.memory import MemoryBackend
+from warmstart.bundle import read_bundle, write_bundle
+from warmstart.errors import (
+    ArgumentError,
+    CodecError,
+    KeyLookupError,
+    RecordError,
+    RecordVersionError,
+    StoreFullError,
+    WarmstartWarning,
+)
+from warmstart.fingerprint import Difference, Fingerprint, FitSpec, SpecSummary, environment
+from warmstart.record import HEAD_SIZE, Entry, EntryKind, encode_record, producer_tag
+from warmstart.rows import (
+    BEST,
+    FINAL,
+    LATEST,
+    SWEPT,
+    RunInfo,
+    Slot,
+    entry_row,
+    heads,
+    info_row,
+    pages,
+    pin_row,
+    rank,
+    rank_by_age,
+    read,
+    read_small,
+    slot_for,
+    small,
+    stamp_row,
+    summary_row,
+)
+from warmstart.upkeep import StoreStats, VerifyReport, stats, sweep, verify
+
+if TYPE_CHECKING:
+    from warmstart.session import Session
+
+__all__ = ["RunInfo", "Store", "StoreStats", "VerifyReport"]
+
+_T = TypeVar("_T")
+_MAX_RUNS = 8
+"""Runs whose entries are kept under one key: a fit killed a thousand times leaves eight."""
+_RETRY_AFTER = 60.0
+"""Seconds for which a store that failed is left alone before one fit tries it again."""
+_SWEEP_EVERY = 1000
+"""Writes of a process between two looks at whether expired entries are due to be swept."""
+_SETTLE_AFTER = 10.0
+"""Seconds for which stamps of use gather in memory before a write takes them along."""
+
+
+def _silent(done: int, total: int) -> None:
+    """Show no progress."""
+
+
+class Store:
+    """A cache of fits at one place, shared by threads and processes.
+
+    Parameters
+    ----------
+    where : str or path-like, optional
+        A folder, or ``":memory:"`` for a store that ends with the object. By default
+        ``$WARMSTART_STORE``, else ``warmstart`` in the platform's cache folder. Nothing is
+        created before the first use.
+    size_budget : int
+        Bytes that live entries may occupy; beyond, entries that were never used go first,
+        then the least recently used.
+    ttl : float, timedelta or None
+        Seconds after which an entry that is not used is forgotten; None keeps it.
+    entry_budget : int, optional
+        Bytes that one record may have, by default a quarter of `size_budget`.
+    read_only : bool
+        Serve what is there, write nothing, not even locks or stamps of use.
+    strict : bool
+        Raise what would otherwise be one warning and a fit without the store.
+    clock : callable
+        Returns UTC seconds since the epoch.
+
+    Raises
+    ------
+    ArgumentError
+        At once, if an argument is of the wrong type or value or the URL is unknown.
+    StoreError
+        On first use, if the place cannot be used.
+
+    Notes
+    -----
+    All `Store` objects on one folder share one environment in a process. A store travels to
+    other processes (fork, spawn, joblib) as its address. Methods are safe across threads and
+    processes; each costs one look-up or one write (some 5 to 20 us on LMDB) unless it says
+    otherwise. What `put` acknowledged survives SIGKILL at once, and a power cut within two
+    seconds.
+
+    Examples
+    --------
+    >>> store = Store(":memory:")
+    >>> with store.session(FitSpec(model="my fit")) as session:
+    ...     session.finalize({"x": [1.0, 2.0]}, objective=0.5)
+    True
+    >>> store.best(session.key).objective
+    0.5
+    """
+
+    def __init__(
+        self,
+        where: str | os.PathLike[str] | None = None,
+        *,
+        size_budget: int = 1 << 30,
+        ttl: float | timedelta | None = timedelta(days=30),
+        entry_budget: int | None = None,
+        read_only: bool = False,
+        strict: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.address = _address(where)
+        self.size_budget = _positive("size_budget", size_budget)
+        self.entry_budget = _positive(
+            "entry_budget", size_budget // 4 or 1 if entry_budget is None else entry_budget
+        )
+        self.ttl = _seconds(ttl)
+        for name, value in (("read_only", read_only), ("strict", strict)):
+            if not isinstance(value, bool):
+                raise ArgumentError(f"{name} is True or False, not {value!r:.60}")
+        if not callable(clock):
+            raise ArgumentError(f"clock is a function that returns seconds, not {clock!r:.60}")
+        self.read_only = read_only
+        self.strict = strict
+        self.clock = clock
+        if self.address == ":memory:":
+            self.backend: Backend = MemoryBackend()
+        else:
+            self.backend = LmdbBackend(self.address, read_only=read_only)
+        self._start()
+
+    def _start(self) -> None:
+        self.counters: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._used: dict[bytes, float] = {}
+        self._damaged: dict[bytes, int] = {}
+        self._settled = time.monotonic()
+        self._trouble: tuple[Exception, float] | None = None
+        _open_stores.add(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.address == ":memory:":
+            raise TypeError(
+                'Store(":memory:") cannot travel to another process: give the store a folder'
+            )
+        options = {
+            "size_budget": self.size_budget,
+            "ttl": self.ttl,
+            "entry_budget": self.entry_budget,
+            "read_only": self.read_only,
+            "strict": self.strict,
+            "clock": self.clock,
+        }
+        return _rebuild, (self.address, options)
+
+    def __repr__(self) -> str:
+        return f"Store({self.address!r}{', read_only=True' if self.read_only else ''})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # One fit
+
+    def session(self, key: Fingerprint | FitSpec, **options: Any) -> Session:
+        """Return a `Session` for one fit; see there for `options`."""
+        from warmstart.session import Session  # noqa: PLC0415 (sessions stand above the store)
+
+        return Session(self, key, **options)
+
+    def put(
+        self,
+        entry: Entry,
+        *,
+        summary: SpecSummary | None = None,
+        info: RunInfo | None = None,
+        durability: Durability = Durability.PROCESS,
+    ) -> bool:
+        """Write an entry into its run's slots.
+
+        Parameters
+        ----------
+        entry : Entry
+            A final takes the place of the run's checkpoints. A checkpoint takes the place of
+            the run's best if its objective is lower, else of its latest.
+        summary : SpecSummary, optional
+            What the key means, kept once a key.
+        info : RunInfo, optional
+            How the run stands.
+        durability : Durability
+            ``POWER`` waits for the disk (some ms).
+
+        Returns
+        -------
+        bool
+            False if the record is over `entry_budget` or the run has a final already.
+
+        Raises
+        ------
+        CodecError
+            If the payload is of a type that cannot be stored.
+        StoreError
+            If the place cannot be written.
+        """
+        return self.write(
+            entry, encode_record(entry)[0], summary=summary, info=info, durability=durability
+        )
+
+    def write(
+        self,
+        entry: Entry,
+        record: bytes,
+        *,
+        summary: SpecSummary | None = None,
+        info: RunInfo | None = None,
+        durability: Durability = Durability.PROCESS,
+    ) -> bool:
+        """Do what `put` does, with an entry that is encoded already."""
+        if len(record) > self.entry_budget:
+            self._count("refused")
+            return False
+        prefix = entry_row(entry.key, entry.run)
+        extra: dict[bytes, bytes] = {}
+        if summary is not None:
+            extra[summary_row(entry.key.digest)] = small(summary)
+        if info is not None:
+            extra[info_row(entry.run)] = small(info)
+        while True:
+            held = list(heads(self.backend.scan(entry_row(entry.key), head=HEAD_SIZE)))
+            own = {slot.name: slot for slot in held if slot.run == entry.run}
+            place, stale = slot_for(entry, own)
+            if place is None:
+                return False
+            if not own:
+                stale += _surplus(held)
+            # The run's own slots must not have moved since they were read.
+            conditions = {
+                prefix + name: own[name].item.sequence if name in own else None
+                for name in (BEST, FINAL, LATEST)
+            }
+            batch = Batch({prefix + place: record, **extra}, stale, conditions)
+            if self.backend.apply(batch, durability) is not None:
+                break
+        self._count("written")
+        self._settle()
+        self._keep_bounds(prefix)
+        return True
+
+    def _keep_bounds(self, written: bytes) -> None:
+        """Sweep if the budget is exceeded, or if none has looked for expired entries lately."""
+        due = self.counters["written"] % _SWEEP_EVERY == 1 and self._sweep_is_due()
+        if not due and self.backend.size() <= self.size_budget:
+            return
+        with self.backend.lock("sweep", timeout=0) as got:
+            if got:  # else somebody is at it
+                self._sweep(written)
+
+    def _sweep_is_due(self) -> bool:
+        last = read_small(self.backend.get(SWEPT), float) or 0.0
+        return self.ttl is not None and not 0.0 <= self.clock() - last < self.ttl / 10
+
+    def _sweep(self, written: bytes = b"") -> Counter[str]:
+        now = self.clock()
+        self.backend.apply(Batch({SWEPT: small(now)}))
+        gone = sweep(self.backend, now=now, ttl=self.ttl, budget=self.size_budget, keep=written)
+        for reason, number in gone.items():
+            self._count(reason, number)
+        return gone
+
+    def best(self, key: Fingerprint, *, producer: str | None = None) -> Entry | None:
+        """Return the best entry of a fit, or None.
+
+        Parameters
+        ----------
+        key : Fingerprint
+            The whole fit's.
+        producer : str, optional
+            Whose finals are answers; by default this process' numpy, scipy and Python. The
+            final of another producer ranks, and is returned, as a checkpoint.
+
+        Returns
+        -------
+        Entry or None
+            The newest final; else the checkpoint with the lowest objective, the newest among
+            equals; one without an objective last. Damaged records are skipped, counted, and
+            swept at the next write.
+
+        Notes
+        -----
+        Writes nothing: stamps of use are gathered and written with a later batch.
+        """
+        return self._first(key, producer or environment(), rank)
+
+    def latest(self, key: Fingerprint, *, producer: str | None = None) -> Entry | None:
+        """Return the entry written last, whatever its objective, finals before checkpoints."""
+        return self._first(key, producer or environment(), rank_by_age)
+
+    def _first(
+        self, key: Fingerprint, producer: str, order: Callable[[Slot, bytes], Any]
+    ) -> Entry | None:
+        for slot in self._sorted(key, producer, order):
+            assert slot.head is not None
+            if self._expired(key.digest, slot.head.written):
+                continue
+            entry = self._read(slot, producer)
+            if entry is not None:
+                self._count("hits")
+                with self._lock:
+                    self._used[key.digest] = self.clock()
+                return entry
+        self._count("misses")
+        return None
+
+    def _sorted(
+        self, key: Fingerprint, producer: str, order: Callable[[Slot, bytes], Any]
+    ) -> list[Slot]:
+        """Return the readable slots of a key, best first, and note those that are damaged."""
+        items = self.backend.scan(entry_row(_checked(key)), head=HEAD_SIZE)
+        readable = []
+        for slot in heads(items):
+            if slot.head is not None:
+                readable.append(slot)
+            else:
+                self._unreadable(slot)
+        if len(readable) > 1:
+            tag = producer_tag(producer)
+            readable.sort(key=lambda slot: order(slot, tag))
+        return readable
+
+    def _read(self, slot: Slot, producer: str) -> Entry | None:
+        item = self.backend.get(slot.item.key)
+        if item is None:
+            return None
+        try:
+            entry = read(item)
+        except RecordError as error:
+            self._unreadable(Slot(item, None, newer=isinstance(error, RecordVersionError)))
+            return None
+        if entry.kind is EntryKind.FINAL and entry.producer != producer:
+            return dataclasses.replace(entry, kind=EntryKind.CHECKPOINT)
+        return entry
+
+    def _unreadable(self, slot: Slot) -> None:
+        """Count a record that cannot be read; one that is damaged goes with the next write."""
+        self._count("newer" if slot.newer else "damaged")
+        if not slot.newer:
+            with self._lock:
+                self._damaged[slot.item.key] = slot.item.sequence
+
+    def _expired(self, key: bytes, written: float) -> bool:
+        if self.ttl is None:
+            return False
+        edge = self.clock() - self.ttl
+        if written >= edge or self._used.get(key, 0.0) >= edge:
+            return False
+        if (read_small(self.backend.get(stamp_row(key)), float) or 0.0) >= edge:
+            return False
+        return self.backend.get(pin_row(key)) is None
+
+    # Keys
+
+    def entries(self, key: Fingerprint, *, producer: str | None = None) -> list[Entry]:
+        """Return all readable entries of a fit, best first, without a trace of use."""
+        producer = producer or environment()
+        found = (self._read(slot, producer) for slot in self._sorted(key, producer, rank))
+        return [entry for entry in found if entry is not None]
+
+    def keys(self) -> Iterator[Fingerprint]:
+        """Iterate over all keys that have entries, in their order. Reads every head."""
+        last = b""
+        for item in pages(self.backend, b"e", head=1):
+            key = item.key[1:33]
+            if key != last:
+                last = key
+                yield Fingerprint(key)
+
+    def resolve(self, text: str) -> Fingerprint:
+        """Return the one key that begins with `text`, at least four hexadecimal digits.
+
+        Raises
+        ------
+        KeyLookupError
+            If no key begins so, or more than one.
+        """
+        digits = text.lower() if isinstance(text, str) else ""
+        if not 4 <= len(digits) <= 64 or set(digits) - set("0123456789abcdef"):
+            raise ArgumentError(f"a key is written as 4 to 64 hexadecimal digits, not {text!r}")
+        whole = bytes.fromhex(digits[: len(digits) // 2 * 2])
+        found: dict[bytes, None] = {}
+        for item in pages(self.backend, b"e" + whole, head=1):
+            if item.key[1:33].hex().startswith(digits):
+                found[item.key[1:33]] = None
+            if len(found) > 1:
+                raise KeyLookupError(
+                    f"{text!r} is short for several keys, such as "
+                    + " and ".join(key.hex()[: len(digits) + 4] for key in found)
+                    + ": give more digits"
+                )
+        if not found:
+            raise KeyLookupError(f"no key in {self.address} begins with {text!r}")
+        return Fingerprint(next(iter(found)))
+
+    def summary(self, key: Fingerprint) -> SpecSummary | None:
+        """Return what a key means, if the fit that wrote it said so."""
+        return read_small(self.backend.get(summary_row(_checked(key).digest)), SpecSummary)
+
+    def explain(self, key: Fingerprint, other: Fingerprint) -> list[Difference]:
+        """Return the named arguments in which two remembered fits differ.
+
+        Raises
+        ------
+        KeyLookupError
+            If the store does not know what one of the keys means.
+        """
+        ours, theirs = self.summary(key), self.summary(other)
+        for missing, found in ((key, ours), (other, theirs)):
+            if found is None:
+                raise KeyLookupError(f"the store does not say what {str(missing)[:12]} means")
+        assert ours is not None
+        assert theirs is not None
+        return ours.explain(theirs)
+
+    def run_info(self, run: str) -> RunInfo | None:
+        """Return how a run went, given its 32 hexadecimal digits."""
+        return read_small(self.backend.get(info_row(run)), RunInfo)
+
+    def set_run_info(self, info: RunInfo) -> None:
+        """Write how a run went."""
+        self.backend.apply(Batch({info_row(info.run): small(info)}))
+
+    def pin(self, key: Fingerprint, *, pinned: bool = True) -> None:
+        """Keep a key's entries whatever the budget and their age, or no longer."""
+        row = pin_row(_checked(key).digest)
+        self.backend.apply(Batch({row: small(True)}) if pinned else Batch(deletes=[row]))
+
+    def pinned(self, key: Fingerprint) -> bool:
+        """Return whether a key is pinned."""
+        return self.backend.get(pin_row(_checked(key).digest)) is not None
+
+    def delete(self, key: Fingerprint) -> int:
+        """Forget a fit; returns how many entries it had. A pin goes too."""
+        digest = _checked(key).digest
+        rows = [item.key for item in self.backend.scan(entry_row(key), head=1)]
+        runs = {info_row(row[33:49].hex()) for row in rows}
+        own = [summary_row(digest), pin_row(digest), stamp_row(digest)]
+        self.backend.apply(Batch(deletes=[*rows, *runs, *own]))
+        with self._lock:
+            self._used.pop(digest, None)
+        return len(rows)
+
+    # The whole store
+
+    def gc(self) -> dict[str, int]:
+        """Sweep now: damaged, expired, then whatever is over the budget.
+
+        Returns
+        -------
+        dict of str to int
+            Entries that went, by reason.
+        """
+        self._settle(now=True)
+        with self.backend.lock("sweep"):
+            return dict(self._sweep())
+
+    def verify(self, *, repair: bool = False) -> VerifyReport:
+        """Read every record and check every byte; with `repair` delete what is damaged."""
+        return verify(self.backend, repair=repair)
+
+    def stats(self) -> StoreStats:
+        """Count what is there. Reads every head."""
+        return stats(self.backend, budget=self.size_budget, counters=dict(self.counters))
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        progress: Callable[[int, int], None] = _silent,
+    ) -> int:
+        """Write all records to a portable bundle (a zip file); returns how many."""
+        return write_bundle(self.backend, path, progress)
+
+    def import_(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        progress: Callable[[int, int], None] = _silent,
+    ) -> tuple[int, int]:
+        """Add the records of a bundle; returns how many were added and how many skipped.
+
+        What is there already stays. Every record is checked. May be repeated.
+
+        Raises
+        ------
+        BundleError
+            If the file is not a bundle.
+        """
+        counts = read_bundle(self.backend, path, progress, entry_budget=self.entry_budget)
+        self._keep_bounds(b"")
+        return counts
+
+    def flush(self) -> None:
+        """Return when everything written so far would survive a power cut."""
+        self._settle(now=True)
+        self.backend.flush()
+
+    def close(self) -> None:
+        """Write what is pending and let go of files; using the store again opens it again."""
+        self._settle(now=True)
+        self.backend.close()
+
+    def _settle(self, *, now: bool = False) -> None:
+        """Write gathered stamps of use and sweep damaged records that were met."""
+        if self.read_only or not (self._used or self._damaged):
+            return
+        if not now and time.monotonic() - self._settled < _SETTLE_AFTER:
+            return
+        with self._lock:
+            used, self._used = self._used, {}
+            damaged, self._damaged = self._damaged, {}
+            self._settled = time.monotonic()
+        stamps = {stamp_row(key): small(at) for key, at in used.items()}
+        self.backend.apply(Batch(stamps))
+        for row, sequence in damaged.items():
+            self.backend.apply(Batch(deletes=[row], conditions={row: sequence}))
+
+    def _count(self, event: str, by: int = 1) -> None:
+        with self._lock:
+            self.counters[event] += by
+
+    # Law 2: the store never fails a fit
+
+    def attempt(self, operation: Callable[[], _T], otherwise: _T, *, writes: bool = False) -> _T:
+        """Do something for a fit that must go on even if the store cannot.
+
+        Parameters
+        ----------
+        operation : callable
+            What to do with the store.
+        otherwise : object
+            What to return if that fails, or has failed within the last minute.
+        writes : bool
+            Whether it writes; a full disk only stops these.
+
+        Returns
+        -------
+        object
+            The result of `operation`, or `otherwise`.
+
+        Raises
+        ------
+        ArgumentError, CodecError
+            A wrong argument is the caller's, not the store's.
+        StoreError
+            If the store is `strict`.
+        """
+        if self._trouble is not None and self._still_out(writes=writes):
+            return otherwise
+        try:
+            return operation()
+        except (ArgumentError, CodecError):
+            raise
+        except Exception as error:
+            if self.strict:
+                raise
+            self._give_up(error)
+            return otherwise
+
+    def _still_out(self, *, writes: bool) -> bool:
+        assert self._trouble is not None
+        error, since = self._trouble
+        if time.monotonic() - since > _RETRY_AFTER:
+            self._trouble = None  # one fit tries again, and warns again if nothing has changed
+            return False
+        return writes or not isinstance(error, StoreFullError)
+
+    def _give_up(self, error: Exception) -> None:
+        known, self._trouble = self._trouble, (error, time.monotonic())
+        if known is None:
+            warnings.warn(
+                f"{self.address} is not used for now, fits go on without it: {error}",
+                WarmstartWarning,
+                stacklevel=5,
+            )
+
+
+_open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+@atexit.register
+def _settle_all() -> None:
+    for store in list(_open_stores):
+        with contextlib.suppress(Exception):  # at exit there is nobody left to tell
+            store._settle(now=True)  # noqa: SLF001
+
+
+def _rebuild(address: str, options: Mapping[str, Any]) -> Store:
+    return Store(address, **options)
+
+
+def _address(where: str | os.PathLike[str] | None) -> str:
+    if where is None:
+        where = os.environ.get("WARMSTART_STORE") or platformdirs.user_cache_dir("warmstart")
+    if not isinstance(where, (str, os.PathLike)):
+        raise ArgumentError(
+            f"a store is at a folder (str or path) or ':memory:', not {type(where).__name__}"
+        )
+    text = os.fspath(where)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ArgumentError(f"a store is at a folder or ':memory:', not {text!r}")
+    if text == ":memory:":
+        return text
+    scheme, mark, _ = text.partition("://")
+    if mark:
+        raise ArgumentError(
+            f"{scheme}:// is not a kind of store that is known: write a folder or ':memory:'"
+        )
+    return str(Path(text).expanduser().absolute())
+
+
+def _positive(name: str, value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise ArgumentError(f"{name} is a positive number of bytes, not {value!r}")
+    return value
+
+
+def _seconds(ttl: float | timedelta | None) -> float | None:
+    if isinstance(ttl, timedelta):
+        ttl = ttl.total_seconds()
+    if ttl is None:
+        return None
+    if not isinstance(ttl, (int, float)) or isinstance(ttl, bool) or not ttl > 0:
+        raise ArgumentError(
+            f"ttl is a positive number of seconds, a timedelta or None, not {ttl!r}"
+        )
+    return float(ttl)
+
+
+def _checked(key: Fingerprint) -> Fingerprint:
+    if not isinstance(key, Fingerprint):
+        raise ArgumentError(
+            f"a key is a Fingerprint, not {type(key).__name__}: use store.resolve(text) or spec.key"
+        )
+    return key
+
+
+def _surplus(held: list[Slot]) -> list[bytes]:
+    """Return the rows of the worst runs of a key that has no room for another run."""
+    tag = producer_tag(environment())
+    ranked = sorted((slot for slot in held if slot.head is not None), key=lambda s: rank(s, tag))
+    worst = set(list(dict.fromkeys(slot.run for slot in ranked))[_MAX_RUNS - 1 :])
+    rows = [slot.item.key for slot in ranked if slot.run in worst]
+    return rows + [info_row(run) for run in worst]

@@ -1,0 +1,258 @@
+"""Keeping a store within its bounds: the census of its rows, what goes first, what is damaged.
+
+Works on a backend alone, so that it serves every backend and needs no open `Store`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from dataclasses import dataclass, field
+
+from warmstart.backends import Backend, Batch, Item
+from warmstart.errors import RecordError, RecordVersionError
+from warmstart.record import EntryKind, unseal
+from warmstart.rows import (
+    Slot,
+    heads,
+    info_row,
+    pages,
+    pin_row,
+    read,
+    read_small,
+    stamp_row,
+    summary_row,
+)
+
+__all__ = ["StoreStats", "VerifyReport", "stats", "sweep", "verify"]
+
+_FILL = 0.9
+"""Part of the budget to which a sweep goes down, so that the next one is some time away."""
+_ORPHAN_AGE = 86_400.0
+"""Seconds for which the row of a run without entries is kept: it may still write one."""
+_BATCH = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """What is in a store, and what this process did with it.
+
+    Parameters
+    ----------
+    address : str
+        Where it is.
+    keys, entries, finals, checkpoints, pinned, unreadable : int
+        Counts; `unreadable` are entries with a damaged or newer head.
+    bytes, budget : int
+        What live pairs occupy, the engine's overhead included, and what they may.
+    counters : dict of str to int
+        Events in this process: hits, misses, written, refused, damaged, evicted, expired.
+    """
+
+    address: str
+    keys: int
+    entries: int
+    finals: int
+    checkpoints: int
+    pinned: int
+    unreadable: int
+    bytes: int
+    budget: int
+    counters: dict[str, int]
+
+
+@dataclass(slots=True)
+class VerifyReport:
+    """What a full check found.
+
+    Parameters
+    ----------
+    records : int
+        Records read.
+    damaged : list of str
+        ``key/run.slot: reason`` for each record that is not what was written.
+    newer : int
+        Records of a newer format, left alone.
+    structure : list of str
+        What is wrong with the engine's own files.
+    repaired : int
+        Damaged records that were deleted.
+    """
+
+    records: int = 0
+    damaged: list[str] = field(default_factory=list)
+    newer: int = 0
+    structure: list[str] = field(default_factory=list)
+    repaired: int = 0
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is damaged, or all of it has been removed."""
+        return len(self.damaged) == self.repaired and not self.structure
+
+
+def _cost(size: int) -> int:
+    """Return the bytes on disk of a value, about: above 2 KB it gets pages of its own in LMDB."""
+    return size + 96 if size < 2000 else -(-(size + 16) // 4096) * 4096
+
+
+def sweep(
+    backend: Backend,
+    *,
+    now: float,
+    ttl: float | None,
+    budget: int,
+    keep: bytes = b"",
+) -> Counter[str]:
+    """Delete what is damaged, then what is expired, then what the budget has no room for.
+
+    Parameters
+    ----------
+    backend : Backend
+        Must be writable.
+    now : float
+        UTC seconds since the epoch.
+    ttl : float or None
+        Seconds after the last use or writing, whichever is later.
+    budget : int
+        Bytes; if exceeded, entries go until a tenth of it is free.
+    keep : bytes
+        Prefix of rows that stay whatever happens: what was just written.
+
+    Returns
+    -------
+    Counter
+        Entries deleted, by ``"damaged"``, ``"expired"`` and ``"evicted"``.
+
+    Notes
+    -----
+    Reads every head once: 2 s for a million entries (LMDB, 2026-11). Every deletion holds only
+    if the row has not moved since, so a writer that is faster wins.
+    """
+    gone: Counter[str] = Counter()
+    stamps = {
+        item.key[1:]: read_small(item, float) or 0.0
+        for item in pages(backend, stamp_row(b""), head=None)
+    }
+    pins = {item.key[1:] for item in pages(backend, pin_row(b""))}
+    live: list[Slot] = []
+    doomed: list[tuple[Item, str]] = []
+    for slot in heads(pages(backend, b"e")):
+        spared = slot.newer or slot.key in pins or (keep and slot.item.key.startswith(keep))
+        if slot.head is None and not slot.newer:
+            doomed.append((slot.item, "damaged"))
+        elif slot.head is not None and not spared:
+            used = max(slot.head.written, stamps.get(slot.key, 0.0))
+            if ttl is not None and used < now - ttl:
+                doomed.append((slot.item, "expired"))
+            else:
+                live.append(slot)
+    _delete(backend, doomed, gone)
+    if backend.size() > budget:
+        live.sort(key=lambda s: (s.key in stamps, stamps.get(s.key, 0.0), s.item.sequence))
+        _make_room(backend, [slot.item for slot in live], budget, gone)
+    _delete_orphans(backend, now)
+    return gone
+
+
+def _make_room(backend: Backend, victims: list[Item], budget: int, gone: Counter[str]) -> None:
+    """Delete from the front of `victims` until the engine says that there is room."""
+    start = 0
+    backend.flush()
+    while start < len(victims) and (excess := backend.size() - int(_FILL * budget)) > 0:
+        stop = start
+        while stop < len(victims) and excess > 0:
+            excess -= _cost(victims[stop].size)
+            stop += 1
+        _delete(backend, [(item, "evicted") for item in victims[start:stop]], gone)
+        backend.flush()  # only what has reached the durable part shows in its size
+        start = stop
+
+
+def _delete(backend: Backend, doomed: list[tuple[Item, str]], gone: Counter[str]) -> None:
+    for start in range(0, len(doomed), _BATCH):
+        part = doomed[start : start + _BATCH]
+        conditions: dict[bytes, int | None] = {item.key: item.sequence for item, _ in part}
+        if backend.apply(Batch(deletes=[*conditions], conditions=conditions)) is not None:
+            gone.update(reason for _, reason in part)
+            continue
+        for item, reason in part:  # one of them has moved: each by itself
+            gone[reason] += _delete_if_unmoved(backend, item)
+
+
+def _delete_if_unmoved(backend: Backend, item: Item) -> bool:
+    batch = Batch(deletes=[item.key], conditions={item.key: item.sequence})
+    return backend.apply(batch) is not None
+
+
+def _delete_orphans(backend: Backend, now: float) -> None:
+    """Delete what is told about keys and runs that have no entry any more."""
+    keys, runs = set(), set()
+    for item in pages(backend, b"e", head=1):
+        keys.add(item.key[1:33])
+        runs.add(item.key[33:49])
+    orphans = [
+        item
+        for prefix in (summary_row(b""), stamp_row(b""))
+        for item in pages(backend, prefix, head=1)
+        if item.key[1:] not in keys
+    ]
+    orphans += [
+        item
+        for item in pages(backend, info_row(""), head=1)
+        if item.key[1:] not in runs and now - _started(item.key[1:]) > _ORPHAN_AGE
+    ]
+    for item in orphans:
+        _delete_if_unmoved(backend, item)
+
+
+def _started(run: bytes) -> float:
+    """Return when a run began: its id starts with 48 bits of milliseconds, as a UUID 7 does."""
+    (milliseconds,) = struct.unpack(">Q", b"\0\0" + run[:6])
+    return float(milliseconds) / 1000.0
+
+
+def verify(backend: Backend, *, repair: bool = False) -> VerifyReport:
+    """Decode every record, check every other row, and the engine's files."""
+    report = VerifyReport(structure=backend.verify())
+    for item in pages(backend, b"", limit=16, head=None):
+        report.records += 1
+        try:
+            if item.key[:1] == b"e":
+                read(item)
+            else:
+                unseal(item.value)
+        except RecordVersionError:
+            report.newer += 1
+        except RecordError as error:
+            report.damaged.append(f"{_name(item.key)}: {error}")
+            report.repaired += repair and _delete_if_unmoved(backend, item)
+    return report
+
+
+def _name(row: bytes) -> str:
+    """Return a row for people: the kind of row, then the digits that name it."""
+    if row[:1] != b"e":
+        return f"{row[:1]!r} {row[1:].hex()[:12]}"
+    return f"{row[1:33].hex()[:12]}/{row[33:49].hex()[:12]}.{row[49:].decode('ascii', 'replace')}"
+
+
+def stats(backend: Backend, *, budget: int, counters: dict[str, int]) -> StoreStats:
+    """Count what is there."""
+    kinds: Counter[EntryKind | None] = Counter()
+    keys = set()
+    for slot in heads(pages(backend, b"e")):
+        kinds[slot.head.kind if slot.head else None] += 1
+        keys.add(slot.key)
+    return StoreStats(
+        address=backend.address,
+        keys=len(keys),
+        entries=kinds.total(),
+        finals=kinds[EntryKind.FINAL],
+        checkpoints=kinds[EntryKind.CHECKPOINT],
+        pinned=sum(1 for _ in pages(backend, pin_row(b""), head=1)),
+        unreadable=kinds[None],
+        bytes=backend.size(),
+        budget=budget,
+        counters=counters,
+    )

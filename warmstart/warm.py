@@ -1,0 +1,232 @@
+"""What a caller may ask of a remembered fit, and what is told about it afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from warmstart.errors import ArgumentError
+from warmstart.store import Store
+
+__all__ = ["FitReport", "Warm", "listen", "merge", "options_of", "store_of", "tell", "using"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warm:
+    """Options of a remembered fit; each may also be given to `using` for a block of code.
+
+    Parameters
+    ----------
+    store : Store or path-like, optional
+        Where to remember. By default the store at ``$WARMSTART_STORE``, else in the
+        platform's cache folder.
+    enabled : bool
+        False calls scipy untouched.
+    model : str, optional
+        A name of your own for what is fitted, where the code cannot be identified or should
+        not be part of the key. If the code can be identified all the same, editing it turns
+        remembered results into starts.
+    data : object or mapping of str to object, optional
+        More of what it is fitted to, where the call does not show it.
+    hyper : mapping of str to (number, str, bool or None), optional
+        Named hyperparameters that change the problem.
+    refit : bool
+        Run the fit even if it is remembered, and remember the new result.
+    resume : bool
+        Start a fit that was killed from the best point it had reached.
+    callbacks : {"run", "skip"}
+        A remembered result calls no callback. ``"run"`` therefore runs a fit that has one,
+        ``"skip"`` returns the remembered result.
+    interval : float
+        Seconds between checkpoints that do not improve on the best.
+    """
+
+    store: Store | str | os.PathLike[str] | None = None
+    enabled: bool = True
+    model: str | None = None
+    data: Any = None
+    hyper: Mapping[str, Any] | None = None
+    refit: bool = False
+    resume: bool = True
+    callbacks: str = "run"
+    interval: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.model is not None and (not isinstance(self.model, str) or not self.model):
+            raise ArgumentError(f'model is a name such as "decay-v2", not {self.model!r:.60}')
+        if self.hyper is not None and not isinstance(self.hyper, Mapping):
+            raise ArgumentError(
+                f"hyper is a mapping of names to values, not {type(self.hyper).__name__}: "
+                'write hyper={"alpha": 0.1}'
+            )
+        if self.callbacks not in {"run", "skip"}:
+            raise ArgumentError(f'callbacks is "run" or "skip", not {self.callbacks!r}')
+        for name in ("enabled", "refit", "resume"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArgumentError(f"{name} is True or False, not {getattr(self, name)!r:.60}")
+        if not isinstance(self.interval, (int, float)) or not 0 <= self.interval < float("inf"):
+            raise ArgumentError(f"interval is a number of seconds, not {self.interval!r:.60}")
+        if self.store is not None and not isinstance(self.store, Store):
+            object.__setattr__(self, "store", _store_at(self.store))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitReport:
+    """What happened: ``result.warm``.
+
+    Parameters
+    ----------
+    source : {"final", "checkpoint", "cold", "off"}
+        Where the result came from: returned from the store, run on from a checkpoint, run
+        from the caller's own start, or run by scipy alone.
+    key : str or None
+        The fit's key in the store, 64 hexadecimal digits.
+    run : str or None
+        The run that made the result.
+    start_run : str or None
+        The run whose checkpoint this one started from.
+    evaluations : int
+        Calls of the user's functions in this call.
+    evaluations_saved : int
+        Calls that an earlier run made and this one did not have to.
+    seconds_saved : float
+        Seconds that those took.
+    why : str or None
+        Why nothing was remembered or found, when that is not plain.
+    dropped : tuple of str
+        Parts of the result that the store could not keep.
+    """
+
+    source: str
+    key: str | None = None
+    run: str | None = None
+    start_run: str | None = None
+    evaluations: int = 0
+    evaluations_saved: int = 0
+    seconds_saved: float = 0.0
+    why: str | None = None
+    dropped: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        key = f" {self.key[:12]}" if self.key else ""
+        saved = f", {self.evaluations_saved} saved" if self.evaluations_saved else ""
+        why = f" ({self.why})" if self.why else ""
+        return f"{self.source}{key}: {self.evaluations} evaluations{saved}{why}"
+
+
+_DEFAULTS = Warm()
+_FIELDS = tuple(field.name for field in dataclasses.fields(Warm))
+_current: ContextVar[Warm] = ContextVar("warm", default=_DEFAULTS)
+_reports: ContextVar[list[FitReport] | None] = ContextVar("reports", default=None)
+_everywhere: list[list[FitReport]] = []
+_stores: dict[str, Store] = {}
+
+
+@contextlib.contextmanager
+def using(**options: Any) -> Iterator[list[FitReport]]:
+    """Set options of `Warm` for all wrapped calls inside a ``with`` block.
+
+    Parameters
+    ----------
+    **options
+        Those of `Warm`. What a call's own ``warm=`` says goes before.
+
+    Yields
+    ------
+    list of FitReport
+        Grows by one report a fit, also for functions whose results carry none.
+
+    Raises
+    ------
+    ArgumentError
+        For an unknown option, with the one that may have been meant.
+
+    Notes
+    -----
+    A context variable: threads and tasks started inside do not disturb each other, and a new
+    thread starts with the defaults.
+
+    Examples
+    --------
+    >>> from warmstart import Store, optimize, using
+    >>> with using(store=Store(":memory:")) as fits:
+    ...     for _ in range(2):
+    ...         result = optimize.minimize(optimize.rosen, [1.3, 0.7], method="BFGS")
+    >>> [fit.source for fit in fits]
+    ['cold', 'final']
+    """
+    merged = merge(_current.get(), options)
+    reports: list[FitReport] = []
+    outer = _reports.get()
+    current, listening = _current.set(merged), _reports.set(reports)
+    try:
+        yield reports
+    finally:
+        _current.reset(current)
+        _reports.reset(listening)
+        if outer is not None:
+            outer.extend(reports)
+
+
+def merge(base: Warm, options: Mapping[str, Any]) -> Warm:
+    """Return `base` with some options replaced; unknown ones are refused by name."""
+    for name in options:
+        if name not in _FIELDS:
+            close = difflib.get_close_matches(name, _FIELDS, n=1)
+            hint = f", did you mean {close[0]!r}?" if close else f": {', '.join(_FIELDS)}"
+            raise ArgumentError(f"Warm has no option {name!r}{hint}")
+    return dataclasses.replace(base, **options)
+
+
+def options_of(warm: Warm | None) -> Warm:
+    """Return the options in force for a call: its own, over the block's, over the defaults."""
+    current = _current.get()
+    if warm is None:
+        return current
+    if not isinstance(warm, Warm):
+        raise ArgumentError(
+            f"warm is a Warm(...) of options or None, not {type(warm).__name__}: "
+            "write warm=Warm(store=...)"
+        )
+    if current is _DEFAULTS:
+        return warm
+    own = {
+        name: value
+        for name in _FIELDS
+        if (value := getattr(warm, name)) is not getattr(_DEFAULTS, name)
+    }
+    return dataclasses.replace(current, **own)
+
+
+def store_of(options: Warm) -> Store:
+    """Return the store of a call, the same object for the same place."""
+    if isinstance(options.store, Store):
+        return options.store
+    return _store_at(None)
+
+
+def _store_at(where: str | os.PathLike[str] | None) -> Store:
+    place = os.environ.get("WARMSTART_STORE", "") if where is None else os.fspath(where)
+    store = _stores.get(place)
+    if store is None:
+        store = _stores.setdefault(place, Store(where))
+    return store
+
+
+def tell(report: FitReport) -> None:
+    """Hand a report to whoever listens."""
+    for reports in (_reports.get(), *_everywhere):
+        if reports is not None:
+            reports.append(report)
+
+
+def listen(reports: list[FitReport]) -> Callable[[], None]:
+    """Add reports of all threads to a list, until the returned function is called."""
+    _everywhere.append(reports)
+    return lambda: _everywhere.remove(reports)
