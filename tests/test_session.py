@@ -84,8 +84,9 @@ class TestLimiter:
         """A payload over the budget is refused with False, and not encoded at each improvement."""
         store = Store(":memory:", entry_budget=1000)
         with Session(store, KEY, clock=clock) as session:
-            assert not session.checkpoint(bytes(range(256)) * 16, 1.0)
-            assert not session.checkpoint(bytes(range(256)) * 16, 1.0)
+            large = np.random.default_rng(0).bytes(4000)
+            assert not session.checkpoint(large, 1.0)
+            assert not session.checkpoint(large, 1.0)
         assert store.counters["refused"] == 1
 
 

@@ -288,7 +288,7 @@ def _show(parsed: argparse.Namespace, out: _Out) -> int:
         for part, values in arguments.items()
         for name, (_, text) in values.items()
     ]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "run": entry.run,
             "kind": entry.kind.value,

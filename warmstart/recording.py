@@ -82,7 +82,8 @@ class Recorder:
         now = time.perf_counter()
         if self._ranked:
             try:
-                number = float(target(value))
+                number = target(value)
+                number = float(number.item() if isinstance(number, np.ndarray) else number)
             except (TypeError, ValueError, IndexError):  # scipy will say what is wrong with it
                 return
             if number < self._best:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from warmstart.errors import ArgumentError
 from warmstart.fingerprint import Fingerprint, FitSpec, Level, environment
 from warmstart.record import Entry, EntryKind, Start, encode_record
@@ -186,7 +188,7 @@ class Session:
             if self._preloaded is not None:
                 return self._preloaded
         entry = self.store.attempt(lambda: self.store.best(self.key, producer=self.producer), None)
-        return entry and LoadedEntry(entry, LoadSource.EXACT, Level.EXACT, 0.0)
+        return None if entry is None else LoadedEntry(entry, LoadSource.EXACT, Level.EXACT, 0.0)
 
     def try_load(self) -> LoadedEntry | None:
         """Return the preloaded entry once, else the store's best for this key, else None.
@@ -339,7 +341,8 @@ def _number(objective: float | None) -> float | None:
     if objective is None:
         return None
     try:
-        value = float(objective)
+        # numpy no longer turns an array of one element into a float by itself (2.4).
+        value = float(objective.item() if isinstance(objective, np.ndarray) else objective)
     except (TypeError, ValueError) as error:
         raise ArgumentError(
             f"objective is a number or None, not {type(objective).__name__}"

@@ -109,7 +109,8 @@ class Surface:
         if isinstance(bounds, scipy.optimize.Bounds):
             return bounds.lb, bounds.ub
         if self.kind != "objective":  # a pair of vectors or numbers
-            return bounds
+            lower, upper = bounds
+            return lower, upper
         pairs = np.array([[np.nan if v is None else v for v in pair] for pair in bounds], float)
         return (
             np.where(np.isnan(pairs[:, 0]), -np.inf, pairs[:, 0]),

@@ -1,0 +1,760 @@
+"""LMDB, for one machine: a hot environment over a durable one.
+
+Two durabilities from one engine that knows one each:
+
+* ``hot/`` is opened without sync. A commit is a few writes into the page cache: 10 us, there
+  for every process at once, and SIGKILL cannot undo it. A power cut may damage the file, since
+  pages may reach the disk in any order; nothing depends on it.
+* ``durable/`` is opened with full sync. A thread promotes what is in hot to it in groups,
+  within a second; `flush` and batches with ``Durability.POWER`` wait for that. A power cut
+  costs what was not promoted yet and never touches what was.
+
+Readers lay hot over durable. The alternative, a log that is appended to at once and committed
+to one synced environment in the background, costs the writer half as much, but every reader of
+every process must follow every log to see what others wrote: `bench/durability.py` measures
+both. One environment without sync, synced now and then, is no alternative: a cut between two
+syncs may damage all of it, since LMDB reuses pages that the last sync still needs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import heapq
+import os
+import re
+import shutil
+import struct
+import threading
+import weakref
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lmdb
+from filelock import Timeout
+
+from warmstart.backends import Batch, Durability, Item, check
+from warmstart.backends.place import HALVES, Place
+from warmstart.errors import ArgumentError, StoreError, StoreFullError
+
+__all__ = ["LmdbBackend"]
+
+_FRAME = struct.Struct("<QI")
+"""Before each value: the sequence number of its batch, CRC-32 of key, number and value. A frame
+with no value is a tombstone: deleted in hot, still to be deleted in durable."""
+_HEADER = _FRAME.size
+_BASE = b"\0base"
+_MARK = b"\0mark"
+_GROUP = 32 << 20
+_PAUSE = 0.25
+"""Seconds for which the promoter lets writes gather."""
+_FLOOR = 8 << 20
+"""Bytes of free disk below which nothing is put: deleting needs pages too (lmdb 0.9.36)."""
+_CHECK_EVERY = 64
+_DAMAGED = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.PanicError,
+    lmdb.VersionMismatchError,
+)
+_T = TypeVar("_T")
+
+
+class LmdbBackend:
+    """The backend protocol over a folder on this machine.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Nothing is created before the first call that needs it.
+    read_only : bool
+        Never write, not even lock files where the place cannot be written.
+    map_size : int
+        Bytes of address space to begin with; doubled when full.
+    allow_network : bool
+        Do not refuse network file systems.
+
+    Notes
+    -----
+    All objects on one folder share one environment in a process. Safe across threads, forks
+    and processes. Pickles as its arguments. Measured on two cores (lmdb 3.0.0, ext4, 2026-11)
+    in `bench/durability.py`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        map_size: int = 64 << 20,
+        allow_network: bool = False,
+    ) -> None:
+        self._path = os.fspath(path)
+        self._read_only = read_only
+        self._map_size = map_size
+        self._allow_network = allow_network
+        self._shared: _Environment | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = (self._path, self._read_only, self._map_size, self._allow_network)
+        return _rebuild, arguments
+
+    @property
+    def address(self) -> str:
+        """The folder."""
+        return self._path
+
+    @property
+    def _environment(self) -> _Environment:
+        shared = self._shared
+        if shared is None or shared.gone:
+            shared = self._shared = _open(
+                os.path.realpath(self._path), self._read_only, self._map_size, self._allow_network
+            )
+            shared.users.add(self)
+        return shared
+
+    def get(self, key: bytes) -> Item | None:
+        """Return the pair at `key`, or None."""
+        return self._environment.get(key)
+
+    def scan(
+        self,
+        prefix: bytes,
+        *,
+        after: bytes = b"",
+        limit: int | None = None,
+        head: int | None = None,
+    ) -> list[Item]:
+        """Return the pairs whose keys begin with `prefix`, in order."""
+        return self._environment.scan(prefix, after, limit, head)
+
+    def apply(self, batch: Batch, durability: Durability = Durability.PROCESS) -> int | None:
+        """Do the whole batch, or nothing if a condition does not hold."""
+        check(batch, durability)
+        if self._read_only:
+            raise StoreError(f"{self._path} was opened to be read only")
+        sequence = self._environment.apply(batch)
+        if sequence is not None and durability is Durability.POWER:
+            self._environment.promote()
+        return sequence
+
+    @contextlib.contextmanager
+    def lock(self, name: str, timeout: float = -1.0) -> Iterator[bool]:
+        """Hold a named lock across threads and processes; yields whether it was got in time."""
+        if not re.fullmatch(r"[A-Za-z0-9-]+", name):
+            raise ArgumentError(f"a lock is named by letters, digits and dashes, not {name!r:.60}")
+        lock = self._environment.place.lock(f"user-{name}", timeout)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def flush(self) -> None:
+        """Return when everything applied before would survive a power cut."""
+        if not self._read_only and self._shared is not None:
+            self._environment.promote()
+
+    def size(self) -> int:
+        """Return the bytes of the pages in use. O(1)."""
+        return self._environment.size()
+
+    def verify(self) -> list[str]:
+        """Return what is structurally wrong with the files, and frames that are damaged."""
+        return self._environment.verify()
+
+    def close(self) -> None:
+        """Flush and close; the environment itself closes with its last user."""
+        shared, self._shared = self._shared, None
+        if shared is not None and not shared.gone:
+            shared.users.discard(self)
+            if not shared.users:
+                _close(shared)
+
+
+def _rebuild(path: str, read_only: bool, map_size: int, allow_network: bool) -> LmdbBackend:
+    return LmdbBackend(path, read_only=read_only, map_size=map_size, allow_network=allow_network)
+
+
+class _Gate:
+    """Lets transactions in together, and growth of the map in alone.
+
+    ``set_mapsize`` invalidates all live transactions of the process; so does closing.
+    """
+
+    __slots__ = ("_alone", "_changed", "_inside")
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._inside = 0
+        self._alone = False
+
+    def __enter__(self) -> None:
+        with self._changed:
+            while self._alone:
+                self._changed.wait()
+            self._inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._changed:
+            self._inside -= 1
+            if not self._inside:
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Wait until nobody is inside, and keep everybody out."""
+        with self._changed:
+            while self._alone:
+                self._changed.wait()
+            self._alone = True
+            while self._inside:
+                self._changed.wait()
+
+    def open(self) -> None:
+        """Let everybody in again."""
+        with self._changed:
+            self._alone = False
+            self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only one inside."""
+        self.close()
+        try:
+            yield
+        finally:
+            self.open()
+
+
+class _Half:
+    """One LMDB environment, its gate and its growth."""
+
+    def __init__(self, folder: Path, *, sync: bool, map_size: int, read_only: bool) -> None:
+        self.gate = _Gate()
+        data = folder / "data.mdb"
+        size = max(map_size, 2 * data.stat().st_size if data.exists() else 0)
+        locks = not read_only or os.access(folder, os.W_OK)
+        self.env = lmdb.open(
+            str(folder),
+            map_size=size,
+            sync=sync,
+            metasync=sync,
+            readonly=read_only,
+            create=not read_only,
+            lock=locks,
+            mode=0o600,
+            max_readers=1024,
+            readahead=False,
+            max_spare_txns=2,
+        )
+        if locks:
+            self.env.reader_check()
+
+    def read(self, work: Callable[[lmdb.Transaction], _T]) -> _T:
+        """Do `work` in a read transaction."""
+        while True:
+            with self.gate:
+                try:
+                    with self.env.begin(buffers=True) as txn:
+                        return work(txn)
+                except lmdb.MapResizedError:
+                    pass
+                except lmdb.ReadersFullError:
+                    if not self.env.reader_check():
+                        raise
+                    continue
+            self._adopt()
+
+    def write(self, work: Callable[[lmdb.Transaction], _T]) -> _T:
+        """Do `work` in a write transaction; again from the start if the map has to grow."""
+        while True:
+            size = self.env.info()["map_size"]
+            with self.gate:
+                try:
+                    with self.env.begin(write=True) as txn:
+                        return work(txn)
+                except lmdb.MapFullError:
+                    grow = True
+                except lmdb.MapResizedError:
+                    grow = False
+            if grow:
+                self._grow(size)
+            else:
+                self._adopt()
+
+    def _grow(self, size: int) -> None:
+        # Doubling: by a fixed step, six processes ran into the limit 60 to 110 times each.
+        with self.gate.alone():
+            if self.env.info()["map_size"] <= size:
+                self.env.set_mapsize(2 * size)
+
+    def _adopt(self) -> None:
+        """Take over the size to which another process has grown the map."""
+        with self.gate.alone():
+            self.env.set_mapsize(0)
+
+    def size(self) -> int:
+        with self.gate:
+            stat = self.env.stat()
+        pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        return int(pages * stat["psize"])
+
+
+def _checksum(key: bytes, sequence: int, value: Any) -> int:
+    return zlib.crc32(value, zlib.crc32(sequence.to_bytes(8, "little"), zlib.crc32(key)))
+
+
+def _frame(key: bytes, sequence: int, value: bytes) -> bytes:
+    return _FRAME.pack(sequence, _checksum(key, sequence, value)) + value
+
+
+def _is_whole(key: bytes, frame: bytes) -> bool:
+    if len(frame) < _HEADER:
+        return False
+    sequence, checksum = _FRAME.unpack_from(frame)
+    return bool(_checksum(key, sequence, memoryview(frame)[_HEADER:]) == checksum)
+
+
+def _sequence_of(txn: lmdb.Transaction, key: bytes) -> int | None:
+    """Return the sequence number of a frame, or None if there is none."""
+    frame = txn.get(key)
+    return None if frame is None or len(frame) < _HEADER else _FRAME.unpack_from(frame)[0]
+
+
+class _Environment:
+    """What a process shares of one folder: both halves, the promoter, the place."""
+
+    def __init__(self, path: str, *, read_only: bool, map_size: int, allow_network: bool) -> None:
+        self.path = path
+        self.read_only = read_only
+        self.users: weakref.WeakSet[LmdbBackend] = weakref.WeakSet()
+        self.gone = False
+        self.place = Place(path, read_only=read_only, allow_network=allow_network)
+        self._promoter: _Promoter | None = None
+        self._writes = 0
+        self._full = False
+        self.place.prepare()
+        try:
+            if read_only:
+                self._open_halves(map_size)
+            else:
+                with self.place.lock("open"):
+                    self._open(map_size)
+        except (lmdb.Error, OSError) as error:
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(f"the store {path} cannot be opened: {error}") from error
+        if not read_only and self.hot.env.stat()["entries"] > 1:
+            self.promote()  # what a process that died could not
+
+    def _open(self, map_size: int) -> None:
+        attendance = self.place.attend()
+        if attendance.unclean and not attendance.alive:
+            for name in HALVES:
+                problems = _problems(self.place.half(name))
+                if problems:
+                    self.place.quarantine(name, problems[0])
+        try:
+            self._open_halves(map_size)
+        except _DAMAGED as error:
+            if attendance.alive:
+                raise
+            name = "durable" if not hasattr(self, "durable") else "hot"
+            if name == "hot":
+                self.durable.env.close()
+            self.place.quarantine(name, str(error))
+            self._open_halves(map_size)
+
+    def _open_halves(self, map_size: int) -> None:
+        options: dict[str, Any] = {"map_size": map_size, "read_only": self.read_only}
+        self.durable = _Half(self.place.half("durable"), sync=True, **options)
+        self.hot = _Half(self.place.half("hot"), sync=False, **options)
+        self._base = 0
+        if not self.read_only:
+            mark = self.durable.read(_mark)
+            self._base = self.hot.write(lambda txn: _base(txn, mark))
+
+    # Reading
+
+    def get(self, key: bytes) -> Item | None:
+        with self._trouble():
+            for half in (self.hot, self.durable):
+                frame = half.read(lambda txn: _copy(txn.get(key)))
+                if frame is not None:
+                    return _item(key, frame, len(frame), None)
+        return None
+
+    def scan(self, prefix: bytes, after: bytes, limit: int | None, head: int | None) -> list[Item]:
+        start = max(prefix, after + b"\0" if after else b"", b"\1")
+        stop = _HEADER + head if head is not None else None
+
+        def merged(hot: lmdb.Transaction) -> list[Item]:
+            # The snapshot of hot first: what leaves it is in durable before that.
+            def overlaid(durable: lmdb.Transaction) -> list[Item]:
+                above = _walk(hot, prefix, start, stop)
+                below = _walk(durable, prefix, start, stop)
+                first = next(above, None)
+                if first is not None:
+                    both = heapq.merge((first,), above, below, key=itemgetter(0))
+                    below = (max(same, key=_age) for _, same in groupby(both, itemgetter(0)))
+                found: list[Item] = []
+                for key, frame, size in below:
+                    if limit is not None and len(found) >= limit:
+                        break
+                    item = _item(key, frame, size, head)
+                    if item is not None:
+                        found.append(item)
+                return found
+
+            return self.durable.read(overlaid)
+
+        with self._trouble():
+            return self.hot.read(merged)
+
+    # Writing
+
+    def apply(self, batch: Batch) -> int | None:
+        if batch.puts:
+            self._refuse_when_full()
+
+        def work(txn: lmdb.Transaction) -> int | None:
+            for key, expected in batch.conditions.items():
+                if self._current(txn, key) != expected:
+                    return None
+            sequence = self._base + txn.id()
+            for key, value in batch.puts.items():
+                txn.put(key, _frame(key, sequence, value))
+            for key in batch.deletes:
+                # A tombstone even if durable has nothing: a promotion of an older value may
+                # be on its way there.
+                txn.put(key, _frame(key, sequence, b""))
+            return int(sequence)
+
+        with self._trouble():
+            sequence = self.hot.write(work)
+        if self._promoter is None or not self._promoter.is_alive():
+            self._start_promoter()
+        assert self._promoter is not None
+        self._promoter.wake()
+        return sequence
+
+    def _current(self, txn: lmdb.Transaction, key: bytes) -> int | None:
+        frame = txn.get(key)
+        if frame is None:
+            return self.durable.read(lambda below: _sequence_of(below, key))
+        return None if len(frame) == _HEADER else int(_FRAME.unpack_from(frame)[0])
+
+    def _refuse_when_full(self) -> None:
+        """Stop putting while there is still room to delete."""
+        self._writes += 1
+        if self._full or self._writes % _CHECK_EVERY == 1:
+            free = shutil.disk_usage(self.path).free
+            self._full = free < _FLOOR
+            if self._full:
+                raise StoreFullError(
+                    f"the disk of {self.path} has {free >> 20} MiB left: make room, or lower "
+                    "size_budget and run `warmstart gc`"
+                )
+
+    # Promotion
+
+    def _start_promoter(self) -> None:
+        self._promoter = _Promoter(weakref.ref(self))
+        self._promoter.start()
+
+    def promote(self, *, wait: bool = True) -> bool:
+        """Move everything from hot to durable; returns whether it was this process' turn."""
+        lock = self.place.lock("promote", -1.0 if wait else 0.0)
+        try:
+            lock.acquire()
+        except Timeout:
+            return False
+        try:
+            with self._trouble():
+                last = b""
+                while group := self.hot.read(lambda txn, last=last: _group(txn, last)):  # type: ignore[misc]
+                    self.durable.write(lambda txn, group=group: _settle(txn, group))  # type: ignore[misc]
+                    self.hot.write(lambda txn, group=group: _forget(txn, group))  # type: ignore[misc]
+                    last = group[-1][0]
+        finally:
+            lock.release()
+        return True
+
+    # The rest
+
+    @contextlib.contextmanager
+    def _trouble(self) -> Iterator[None]:
+        """Raise what the engine raises as the protocol's errors."""
+        try:
+            yield
+        except lmdb.DiskError as error:
+            raise StoreFullError(f"the disk of {self.path} is full or failing: {error}") from error
+        except _DAMAGED as error:
+            raise StoreError(
+                f"the store {self.path} is damaged: {error}; it is checked and repaired when all "
+                "processes that use it have ended and one opens it again"
+            ) from error
+        except lmdb.Error as error:
+            raise StoreError(f"the store {self.path} failed: {error}") from error
+        except OSError as error:
+            if isinstance(error, StoreError):
+                raise
+            kind = StoreFullError if error.errno in {errno.ENOSPC, errno.EDQUOT} else StoreError
+            raise kind(f"the store {self.path} failed: {error}") from error
+
+    def size(self) -> int:
+        with self._trouble():
+            return self.hot.size() + self.durable.size()
+
+    def verify(self) -> list[str]:
+        found = []
+        for name in HALVES:
+            found += [f"{name}: {problem}" for problem in _problems(self.place.half(name))]
+            half: _Half = getattr(self, name)
+            last = b"\1"
+            while page := half.read(lambda txn, last=last: _group(txn, last)):  # type: ignore[misc]
+                found += [
+                    f"{name}: the frame of {key[:1]!r} {key[1:7].hex()} is damaged"
+                    for key, frame in page
+                    if not _is_whole(key, frame)
+                ]
+                last = page[-1][0]
+        return found
+
+    def close(self) -> None:
+        """Promote and let go; call under the registry's lock."""
+        self.gone = True
+        promoter, self._promoter = self._promoter, None
+        if promoter is not None:
+            promoter.stop()
+        try:
+            if not self.read_only:
+                with contextlib.suppress(StoreError):  # it stays in hot, for the next opener
+                    self.promote()
+        finally:
+            for half in (self.hot, self.durable):
+                half.gate.close()
+                half.env.close()
+            if not self.read_only:
+                with contextlib.suppress(OSError), self.place.lock("open"):
+                    self.place.leave()
+
+
+class _Promoter(threading.Thread):
+    """Promotes a moment after writes; at most one a process and environment."""
+
+    def __init__(self, environment: weakref.ref[_Environment]) -> None:
+        super().__init__(name="warmstart-promoter", daemon=True)
+        self._environment = environment
+        self._work = threading.Event()
+        self._ended = threading.Event()
+
+    def wake(self) -> None:
+        if not self._work.is_set():
+            self._work.set()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._work.set()
+        if threading.current_thread() is not self:
+            self.join()
+
+    def run(self) -> None:
+        while True:
+            self._work.wait()
+            if self._ended.wait(_PAUSE):
+                return
+            self._work.clear()
+            environment = self._environment()
+            if environment is None or environment.gone:
+                return
+            # Trouble here is nobody's call; the next flush meets it again and raises it.
+            with contextlib.suppress(StoreError, lmdb.Error):
+                if not environment.promote(wait=False):
+                    self._work.set()
+            del environment
+
+
+def _mark(txn: lmdb.Transaction) -> int:
+    """Return the highest sequence number that durable has seen."""
+    return int.from_bytes(txn.get(_MARK, b"\0"), "little")
+
+
+def _base(txn: lmdb.Transaction, mark: int) -> int:
+    """Return what hot's transaction numbers are counted from, so that they go on increasing."""
+    found = txn.get(_BASE)
+    if found is None:
+        found = mark.to_bytes(8, "little")
+        txn.put(_BASE, found)
+    return int.from_bytes(found, "little")
+
+
+def _copy(buffer: Any) -> bytes | None:
+    return None if buffer is None else bytes(buffer)
+
+
+def _item(key: bytes, frame: bytes, size: int, head: int | None) -> Item | None:
+    """Return a frame as a pair, None for a tombstone or less than a frame."""
+    if size <= _HEADER:
+        return None
+    value = frame[_HEADER:] if head is None else frame[_HEADER : _HEADER + head]
+    return Item(key, value, _FRAME.unpack_from(frame)[0], size - _HEADER)
+
+
+def _age(row: tuple[bytes, bytes, int]) -> int:
+    return int.from_bytes(row[1][:8], "little")
+
+
+def _walk(
+    txn: lmdb.Transaction, prefix: bytes, start: bytes, stop: int | None
+) -> Iterator[tuple[bytes, bytes, int]]:
+    """Yield (key, frame or its first bytes, size of the frame) from `start` on."""
+    cursor = txn.cursor()
+    found = cursor.set_range(start)
+    while found:
+        key = bytes(cursor.key())
+        if not key.startswith(prefix):
+            return
+        frame = cursor.value()
+        yield key, bytes(frame[:stop]), len(frame)
+        found = cursor.next()
+
+
+def _group(txn: lmdb.Transaction, last: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the frames after `last`, up to a transaction's worth."""
+    group, size = [], 0
+    for key, frame, length in _walk(txn, b"", last + b"\0" if last else b"\1", None):
+        group.append((key, frame))
+        size += length + 64
+        if size > _GROUP:
+            break
+    return group
+
+
+def _settle(txn: lmdb.Transaction, group: list[tuple[bytes, bytes]]) -> None:
+    """Put a group into durable; what is damaged, or older than what is there, stays out."""
+    mark = _mark(txn)
+    for key, frame in group:
+        if not _is_whole(key, frame):
+            continue
+        sequence = _FRAME.unpack_from(frame)[0]
+        if sequence < (_sequence_of(txn, key) or 0):
+            continue  # a hot file that a power cut has set back
+        if len(frame) == _HEADER:
+            txn.delete(key)
+        else:
+            txn.put(key, frame)
+        mark = max(mark, sequence)
+    txn.put(_MARK, mark.to_bytes(8, "little"))
+
+
+def _forget(txn: lmdb.Transaction, group: list[tuple[bytes, bytes]]) -> None:
+    """Delete from hot what has been promoted, unless it was written again meanwhile."""
+    for key, frame in group:
+        found = txn.get(key)
+        if found is not None and bytes(found[:_HEADER]) == frame[:_HEADER]:
+            txn.delete(key)
+
+
+def _problems(folder: Path) -> list[str]:
+    """Return what is structurally wrong with a data file that nobody has open for writing.
+
+    A truncated file ends the process with SIGBUS when it is mapped, so this reads it as a
+    file. It came with lmdb 3; older versions cannot tell.
+    """
+    data = folder / "data.mdb"
+    if not data.exists() or data.stat().st_size == 0:
+        return []
+    try:
+        from lmdb import verify  # noqa: PLC0415 (not in lmdb 2)
+    except ImportError:
+        return []
+    try:
+        return [str(problem) for problem in verify.verify(str(folder))]  # type: ignore[no-untyped-call]
+    except (verify.VerifyError, OSError) as error:
+        return [str(error)]
+
+
+# One environment a folder and process
+
+
+_registry: dict[tuple[str, bool], _Environment] = {}
+_registry_lock = threading.RLock()
+
+
+def _open(path: str, read_only: bool, map_size: int, allow_network: bool) -> _Environment:
+    with _registry_lock:
+        # A process that writes reads through the same environment: LMDB must not be opened twice.
+        for mode in (False, True):
+            found = _registry.get((path, mode))
+            if found is not None and not found.gone and (mode == read_only or read_only):
+                return found
+        reader = _registry.pop((path, True), None)
+        if reader is not None:  # opened to be read, now to be written
+            reader.close()
+        made = _Environment(
+            path, read_only=read_only, map_size=map_size, allow_network=allow_network
+        )
+        _registry[path, read_only] = made
+        return made
+
+
+def _close(environment: _Environment) -> None:
+    with _registry_lock:
+        _registry.pop((environment.path, environment.read_only), None)
+        environment.close()
+
+
+@atexit.register
+def _close_all() -> None:
+    with _registry_lock:
+        for environment in list(_registry.values()):
+            with contextlib.suppress(Exception):  # at exit there is nobody left to tell
+                _close(environment)
+
+
+# Fork: no transaction may be running while the memory is copied. The child lets go of what it
+# inherited and opens anew when it needs to: a reader of an inherited environment stands in the
+# table under its parent's number, and pins pages for ever.
+
+
+def _before_fork() -> None:
+    _registry_lock.acquire()
+    for environment in _registry.values():
+        environment.hot.gate.close()
+        environment.durable.gate.close()
+
+
+def _after_fork_in_parent() -> None:
+    for environment in _registry.values():
+        environment.durable.gate.open()
+        environment.hot.gate.open()
+    _registry_lock.release()
+
+
+def _after_fork_in_child() -> None:
+    for environment in _registry.values():
+        environment.gone = True
+        environment.hot.env.close()
+        environment.durable.env.close()
+    _registry.clear()
+    _registry_lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )
