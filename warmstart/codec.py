@@ -41,7 +41,8 @@ _WORTH = 0.9
 _DTYPE = re.compile(
     r"[<>|](?:[biufc]\d{1,2}|[SU]\d{1,8}|[mM]8(?:\[\d{0,6}[A-Za-z]{1,2}(?:/\d{1,4})?\])?)"
 )
-_KEYS = (str, bytes, int, float, bool, tuple, type(None))
+_KEYS = (str, bytes, int, float, complex, bool, tuple, type(None), np.generic)
+_ONLY_STR = frozenset({str})
 _LIBRARY = threading.local()
 
 
@@ -402,7 +403,7 @@ class _Reader:
         return _DECODERS[tag](self, parts, depth + 1)
 
     def _values(self, parts: list[Any], depth: int) -> list[Any]:
-        return [self.value(part, depth) for part in parts]
+        return [self.value(part, depth) if type(part) is list else part for part in parts]
 
     def _buffer(self, number: Any) -> tuple[Any, int]:
         """Return a buffer's bytes, checked before anything is allocated for them."""
@@ -442,7 +443,7 @@ class _Reader:
             raise CodecError("a dict has a key without a value")
         values = self._values(parts, depth)
         keys = values[::2]
-        if not all(isinstance(key, (*_KEYS, np.generic, complex)) for key in keys):
+        if not _ONLY_STR.issuperset(map(type, keys)) and not all(map(_is_key, keys)):
             raise CodecError("a dict has a key that is no key")
         return dict(zip(keys, values[1::2], strict=True))
 
@@ -534,6 +535,10 @@ class _Reader:
         return _of(raw, bytes).decode("utf-8", "surrogatepass")
 
 
+def _is_key(value: Any) -> bool:
+    return isinstance(value, _KEYS)
+
+
 def _of(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
         raise CodecError(f"the payload has a {type(value).__name__} for a {kind.__name__}")
@@ -553,10 +558,13 @@ def _little(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
-    valid = type(shape) is list and len(shape) <= 32
-    if not valid or not all(type(n) is int and 0 <= n < 1 << 62 for n in shape):
-        raise CodecError(f"{shape!r:.40} is not the shape of an array")
-    return tuple(shape)
+    if type(shape) is list and len(shape) <= 32:
+        for length in shape:
+            if type(length) is not int or not 0 <= length < 1 << 62:
+                break
+        else:
+            return tuple(shape)
+    raise CodecError(f"{shape!r:.40} is not the shape of an array")
 
 
 _DECODERS: tuple[Callable[[_Reader, list[Any], int], Any], ...] = (

@@ -8,10 +8,10 @@ other. ``Level`` lists the rungs, `FitSpec` computes them.
 from __future__ import annotations
 
 import enum
+import functools
 import platform
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 import msgspec
@@ -21,7 +21,7 @@ from blake3 import blake3
 
 import warmstart.objects  # noqa: F401 (registers the writers of functions and objects)
 from warmstart.errors import ArgumentError, FingerprintError
-from warmstart.values import Encoder
+from warmstart.values import Encoder, text_frame
 
 __all__ = [
     "Difference",
@@ -38,8 +38,7 @@ _HEX_DIGITS = frozenset("0123456789abcdef")
 _u64 = struct.Struct("<Q").pack
 
 
-@dataclass(frozen=True, order=True, slots=True)
-class Fingerprint:
+class Fingerprint(msgspec.Struct, frozen=True, order=True):
     """The identity of a value: 32 bytes of BLAKE3, compared and ordered as bytes.
 
     Parameters
@@ -155,8 +154,7 @@ def _encode(tag: str, value: Any, capture: Callable[[str, bytes], None] | None =
 
 
 def _frame(tag: str, content: bytes) -> bytes:
-    name = tag.encode("utf-8", "surrogatepass")
-    return b"".join((_u64(len(name)), name, _u64(len(content)), content))
+    return text_frame(tag) + _u64(len(content)) + content
 
 
 def code_fingerprint(function: Any) -> Fingerprint:
@@ -329,45 +327,34 @@ class FitSpec:
             "settings": dict(settings),
         }
         captured: dict[str, bytes] = {}
-
-        def capture_below(name: str) -> Callable[[str, bytes], None]:
-            def capture(path: str, frame: bytes) -> None:
-                while (place := f"{name}{path}") in captured:
-                    path += "'"
-                captured[place] = frame
-
-            return capture
-
-        self._frames = {
-            part: {
-                name: _encode(name, value, capture_below(name) if part == "model" else None)
-                for name, value in sorted(named.items())
-            }
-            for part, named in self._values.items()
-        }
-        for place, frame in captured.items():
-            self._frames["data"][place] = frame
-        self._digests = {part: self._digest(part) for part in _PARTS}
+        self._frames: dict[str, dict[str, bytes]] = {}
+        for part, named in self._values.items():
+            frames = self._frames[part] = {}
+            for name in sorted(named):
+                capture = functools.partial(_capture, captured, name) if part == "model" else None
+                frames[name] = _encode(name, named[name], capture)
+        self._frames["data"].update(captured)
         self.key = self.level_key(Level.EXACT)
         """Fingerprint of the whole fit."""
 
-    def _digest(self, part: str, only: Sequence[str] | None = None) -> bytes:
+    def _stream(self, part: str, only: Sequence[str] | None = None) -> bytes:
+        """Return the frames of one part as one frame."""
         frames = self._frames[part]
         names = frames if only is None else [name for name in only if name in frames]
-        return blake3(b"".join(_frame(name, frames[name]) for name in sorted(names))).digest()
+        return _frame(part, b"".join([_frame(name, frames[name]) for name in sorted(names)]))
 
     def part(self, name: str) -> Fingerprint:
         """Return the digest of one part: model, data, hyper or settings."""
-        if name not in self._digests:
+        if name not in _PARTS:
             raise ArgumentError(f"a fit has the parts {', '.join(_PARTS)}, not {name!r}")
-        return Fingerprint(self._digests[name])
+        return Fingerprint(blake3(self._stream(name)).digest())
 
     def level_key(self, level: Level) -> Fingerprint:
         """Return the key that all fits share which agree up to `level`."""
-        digests = [self._digests[part] for part in _LEVEL_PARTS[level]]
+        streams = [self._stream(part) for part in _LEVEL_PARTS[level]]
         if level in _LEVEL_SETTINGS:
-            digests.append(self._digest("settings", _LEVEL_SETTINGS[level]))
-        return Fingerprint(blake3(b"".join((level.value.encode(), b"\0", *digests))).digest())
+            streams.append(self._stream("settings", _LEVEL_SETTINGS[level]))
+        return Fingerprint(blake3(_frame(level.value, b"".join(streams))).digest())
 
     def summary(self) -> SpecSummary:
         """Return the digests and short descriptions of all named arguments."""
@@ -390,6 +377,13 @@ class FitSpec:
 
     def __repr__(self) -> str:
         return f"<FitSpec {str(self.key)[:12]}>"
+
+
+def _capture(captured: dict[str, bytes], name: str, path: str, frame: bytes) -> None:
+    """Note an array that was met below the callable `name` of the model."""
+    while (place := f"{name}{path}") in captured:
+        path += "'"
+    captured[place] = frame
 
 
 def _named(part: str, value: Any) -> dict[str, Any]:

@@ -37,7 +37,6 @@ import functools
 import math
 import re
 import struct
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
@@ -81,8 +80,7 @@ class EntryKind(enum.Enum):
     """The result."""
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(msgspec.Struct, frozen=True):
     """Where the run that wrote an entry began.
 
     Parameters
@@ -108,10 +106,10 @@ class Start:
 
 
 _COLD = Start()
+_FROM_COLD = ("cold", None, None, None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """What one run left under one key.
 
     Parameters
@@ -159,13 +157,17 @@ class Entry:
     dropped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, kind in (("key", Fingerprint), ("kind", EntryKind), ("start", Start)):
-            if not isinstance(getattr(self, name), kind):
-                raise ArgumentError(f"{name} is a {kind.__name__}, not {getattr(self, name)!r:.60}")
+        for name, value, kind in (
+            ("key", self.key, Fingerprint),
+            ("kind", self.kind, EntryKind),
+            ("start", self.start, Start),
+        ):
+            if not isinstance(value, kind):
+                raise ArgumentError(f"{name} is a {kind.__name__}, not {value!r:.60}")
         if not isinstance(self.run, str) or not _RUN.fullmatch(self.run):
             raise ArgumentError(f"run is 32 lowercase hexadecimal digits, not {self.run!r:.60}")
         if self.objective is not None and not math.isfinite(self.objective):
-            object.__setattr__(self, "objective", None)
+            msgspec.structs.force_setattr(self, "objective", None)
 
 
 class Head(NamedTuple):
@@ -327,7 +329,9 @@ def decode_record(data: bytes, *, sequence: int = 0, max_bytes: int = MAX_DECODE
             iteration=header.iteration,
             nfev=header.nfev,
             producer=header.producer,
-            start=Start(source, None if run is None else run.hex(), level, distance),
+            start=_COLD
+            if header.start == _FROM_COLD
+            else Start(source, None if run is None else run.hex(), level, distance),
             written=written,
             sequence=sequence,
             dropped=tuple(header.dropped),

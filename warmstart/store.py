@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import dataclasses
 import os
 import threading
 import time
@@ -16,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import msgspec
 import platformdirs
 
 from warmstart.backends import Backend, Batch, Durability
@@ -332,9 +332,10 @@ class Store:
                 continue
             entry = self._read(slot, producer)
             if entry is not None:
-                self._count("hits")
+                now = self.clock()
                 with self._lock:
-                    self._used[key.digest] = self.clock()
+                    self.counters["hits"] += 1
+                    self._used[key.digest] = now
                 return entry
         self._count("misses")
         return None
@@ -343,7 +344,10 @@ class Store:
         self, key: Fingerprint, producer: str, order: Callable[[Slot, bytes], Any]
     ) -> list[Slot]:
         """Return the readable slots of a key, best first, and note those that are damaged."""
-        items = self.backend.scan(entry_row(_checked(key)), head=HEAD_SIZE)
+        prefix = entry_row(_checked(key))
+        items = self.backend.scan(prefix, limit=2)
+        if len(items) > 1:  # the usual one is read whole at once, several by their heads first
+            items = self.backend.scan(prefix, head=HEAD_SIZE)
         readable = []
         for slot in heads(items):
             if slot.head is not None:
@@ -356,7 +360,8 @@ class Store:
         return readable
 
     def _read(self, slot: Slot, producer: str) -> Entry | None:
-        item = self.backend.get(slot.item.key)
+        whole = len(slot.item.value) == slot.item.size
+        item = slot.item if whole else self.backend.get(slot.item.key)
         if item is None:
             return None
         try:
@@ -365,7 +370,7 @@ class Store:
             self._unreadable(Slot(item, None, newer=isinstance(error, RecordVersionError)))
             return None
         if entry.kind is EntryKind.FINAL and entry.producer != producer:
-            return dataclasses.replace(entry, kind=EntryKind.CHECKPOINT)
+            return msgspec.structs.replace(entry, kind=EntryKind.CHECKPOINT)
         return entry
 
     def _unreadable(self, slot: Slot) -> None:

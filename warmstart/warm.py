@@ -11,6 +11,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from warmstart.errors import ArgumentError
 from warmstart.store import Store
 
@@ -76,8 +78,7 @@ class Warm:
             object.__setattr__(self, "store", _store_at(self.store))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FitReport:
+class FitReport(msgspec.Struct, frozen=True, kw_only=True):
     """What happened: ``result.warm``.
 
     Parameters
