@@ -455,16 +455,17 @@ class _Reader:
         name, fortran, shape, number = parts
         dtype = _dtype(name)
         shape = _shape(shape)
+        count = shape[0] if len(shape) == 1 else math.prod(shape)
         raw, length = self._buffer(number)
-        if math.prod(shape) * dtype.itemsize != length:
+        if count * dtype.itemsize != length:
             raise CodecError("an array's shape and its buffer disagree")
-        if length:  # a copy: writeable, aligned, ours
+        if not length:
+            flat = np.empty(count, dtype)
+        else:  # a copy: writeable, aligned, ours
             flat = np.frombuffer(raw, _little(dtype)).astype(dtype)
-        else:
-            flat = np.empty(0 if 0 in shape else math.prod(shape), dtype)
-        if fortran:
-            return flat.reshape(shape[::-1]).T
-        return flat.reshape(shape)
+        if len(shape) == 1:
+            return flat
+        return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
 
     def _scalar(self, parts: list[Any], _depth: int) -> Any:
         name, raw = parts

@@ -11,6 +11,7 @@ import enum
 import functools
 import platform
 import struct
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -19,8 +20,8 @@ import numpy as np
 import scipy
 from blake3 import blake3
 
-import warmstart.objects  # noqa: F401 (registers the writers of functions and objects)
 from warmstart.errors import ArgumentError, FingerprintError
+from warmstart.objects import function_frame
 from warmstart.values import Encoder, text_frame
 
 __all__ = [
@@ -196,6 +197,7 @@ class Level(enum.Enum):
 
 
 _PARTS = ("model", "data", "hyper", "settings")
+_EMPTY = {part: _frame(part, b"") for part in _PARTS}
 _LEVEL_PARTS = {
     Level.EXACT: _PARTS,
     Level.JOURNAL: ("model", "data", "hyper"),
@@ -331,8 +333,14 @@ class FitSpec:
         for part, named in self._values.items():
             frames = self._frames[part] = {}
             for name in sorted(named):
-                capture = functools.partial(_capture, captured, name) if part == "model" else None
-                frames[name] = _encode(name, named[name], capture)
+                value = named[name]
+                kind = type(value)
+                if kind is str:
+                    frames[name] = text_frame(value)
+                elif part != "model":
+                    frames[name] = _encode(name, value)
+                else:
+                    frames[name] = _encode_model(name, value, captured)
         self._frames["data"].update(captured)
         self.key = self.level_key(Level.EXACT)
         """Fingerprint of the whole fit."""
@@ -340,8 +348,12 @@ class FitSpec:
     def _stream(self, part: str, only: Sequence[str] | None = None) -> bytes:
         """Return the frames of one part as one frame."""
         frames = self._frames[part]
-        names = frames if only is None else [name for name in only if name in frames]
-        return _frame(part, b"".join([_frame(name, frames[name]) for name in sorted(names)]))
+        names = sorted(frames if only is None else frames.keys() & only)
+        pieces: list[bytes] = []
+        for name in names:
+            content = frames[name]
+            pieces += (text_frame(name), _u64(len(content)), content)
+        return _frame(part, b"".join(pieces)) if pieces else _EMPTY[part]
 
     def part(self, name: str) -> Fingerprint:
         """Return the digest of one part: model, data, hyper or settings."""
@@ -377,6 +389,18 @@ class FitSpec:
 
     def __repr__(self) -> str:
         return f"<FitSpec {str(self.key)[:12]}>"
+
+
+def _encode_model(name: str, value: Any, captured: dict[str, bytes]) -> bytes:
+    """Encode an argument of the model; the arrays that it holds go to `captured`."""
+    if type(value) is types.FunctionType:
+        try:
+            frame = function_frame(value)
+        except FingerprintError as error:
+            raise error.inside(name) from error.__cause__
+        if frame is not None:
+            return frame
+    return _encode(name, value, functools.partial(_capture, captured, name))
 
 
 def _capture(captured: dict[str, bytes], name: str, path: str, frame: bytes) -> None:

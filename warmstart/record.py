@@ -137,10 +137,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     dropped : tuple of str
         Paths of what was in the payload and could not be kept.
 
-    Raises
-    ------
-    ArgumentError
-        If an attribute is of the wrong type.
+    Notes
+    -----
+    Making one checks nothing (a look-up makes one); `encode_record` does.
     """
 
     key: Fingerprint
@@ -155,19 +154,6 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     written: float = 0.0
     sequence: int = 0
     dropped: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name, value, kind in (
-            ("key", self.key, Fingerprint),
-            ("kind", self.kind, EntryKind),
-            ("start", self.start, Start),
-        ):
-            if not isinstance(value, kind):
-                raise ArgumentError(f"{name} is a {kind.__name__}, not {value!r:.60}")
-        if not isinstance(self.run, str) or not _RUN.fullmatch(self.run):
-            raise ArgumentError(f"run is 32 lowercase hexadecimal digits, not {self.run!r:.60}")
-        if self.objective is not None and not math.isfinite(self.objective):
-            msgspec.structs.force_setattr(self, "objective", None)
 
 
 class Head(NamedTuple):
@@ -210,11 +196,17 @@ def encode_record(entry: Entry) -> tuple[bytes, tuple[str, ...]]:
 
     Raises
     ------
+    ArgumentError
+        If an attribute of the entry is of the wrong type.
     CodecError
         If the payload is of a type that cannot be kept at all.
     """
+    _check(entry)
     payload = encode_payload(entry.payload)
     start = entry.start
+    objective = entry.objective
+    if objective is not None and not math.isfinite(objective):
+        objective = None
     header = _encoder.encode(
         _Header(
             entry.key.digest,
@@ -242,8 +234,8 @@ def encode_record(entry: Entry) -> tuple[bytes, tuple[str, ...]]:
         _MAGIC,
         _VERSION,
         _NUMBERS[entry.kind],
-        entry.objective is not None,
-        entry.objective or 0.0,
+        objective is not None,
+        objective or 0.0,
         entry.written,
         producer_tag(entry.producer),
         len(header),
@@ -253,6 +245,31 @@ def encode_record(entry: Entry) -> tuple[bytes, tuple[str, ...]]:
     padding = bytes(-(HEAD_SIZE + len(header)) % ALIGNMENT)
     record = b"".join((prefix, header, padding, *payload.body))
     return record + blake3(record).digest(), payload.dropped
+
+
+def _check(entry: Entry) -> None:
+    for name, kinds in _ATTRIBUTES:
+        value = getattr(entry, name)
+        if not isinstance(value, kinds):
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise ArgumentError(f"{name} of an Entry is a {wanted}, not {value!r:.60}")
+    for name, run in (("run", entry.run), ("start.run", entry.start.run or "0" * 32)):
+        if not _RUN.fullmatch(run):
+            raise ArgumentError(f"{name} is 32 lowercase hexadecimal digits, not {run!r:.60}")
+
+
+_ATTRIBUTES: tuple[tuple[str, tuple[type, ...]], ...] = (
+    ("key", (Fingerprint,)),
+    ("run", (str,)),
+    ("kind", (EntryKind,)),
+    ("objective", (int, float, type(None))),
+    ("iteration", (int, type(None))),
+    ("nfev", (int, type(None))),
+    ("producer", (str,)),
+    ("start", (Start,)),
+    ("written", (int, float)),
+    ("dropped", (tuple,)),
+)
 
 
 def read_head(data: bytes) -> Head:

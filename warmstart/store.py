@@ -10,7 +10,7 @@ import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import msgspec
 import platformdirs
 
-from warmstart.backends import Backend, Batch, Durability
+from warmstart.backends import Backend, Batch, Durability, Item
 from warmstart.backends.lmdb import LmdbBackend
 from warmstart.backends.memory import MemoryBackend
 from warmstart.bundle import read_bundle, write_bundle
@@ -326,12 +326,14 @@ class Store:
     def _first(
         self, key: Fingerprint, producer: str, order: Callable[[Slot, bytes], Any]
     ) -> Entry | None:
-        for slot in self._sorted(key, producer, order):
-            assert slot.head is not None
-            if self._expired(key.digest, slot.head.written):
-                continue
-            entry = self._read(slot, producer)
-            if entry is not None:
+        items = self.backend.scan(entry_row(_checked(key)), limit=2)
+        if len(items) == 1:  # the usual one, read whole at once
+            candidates: Iterable[Item] = items
+        else:
+            candidates = (slot.item for slot in self._sorted(key, producer, order))
+        for item in candidates:
+            entry = self._read(item, producer)
+            if entry is not None and not self._expired(key.digest, entry.written):
                 now = self.clock()
                 with self._lock:
                     self.counters["hits"] += 1
@@ -344,10 +346,7 @@ class Store:
         self, key: Fingerprint, producer: str, order: Callable[[Slot, bytes], Any]
     ) -> list[Slot]:
         """Return the readable slots of a key, best first, and note those that are damaged."""
-        prefix = entry_row(_checked(key))
-        items = self.backend.scan(prefix, limit=2)
-        if len(items) > 1:  # the usual one is read whole at once, several by their heads first
-            items = self.backend.scan(prefix, head=HEAD_SIZE)
+        items = self.backend.scan(entry_row(_checked(key)), head=HEAD_SIZE)
         readable = []
         for slot in heads(items):
             if slot.head is not None:
@@ -359,11 +358,13 @@ class Store:
             readable.sort(key=lambda slot: order(slot, tag))
         return readable
 
-    def _read(self, slot: Slot, producer: str) -> Entry | None:
-        whole = len(slot.item.value) == slot.item.size
-        item = slot.item if whole else self.backend.get(slot.item.key)
-        if item is None:
-            return None
+    def _read(self, item: Item, producer: str) -> Entry | None:
+        """Return an item's entry, reading the rest of it if need be; None if it is damaged."""
+        if len(item.value) < item.size:
+            whole = self.backend.get(item.key)
+            if whole is None:
+                return None
+            item = whole
         try:
             entry = read(item)
         except RecordError as error:
@@ -395,7 +396,7 @@ class Store:
     def entries(self, key: Fingerprint, *, producer: str | None = None) -> list[Entry]:
         """Return all readable entries of a fit, best first, without a trace of use."""
         producer = producer or environment()
-        found = (self._read(slot, producer) for slot in self._sorted(key, producer, rank))
+        found = (self._read(slot.item, producer) for slot in self._sorted(key, producer, rank))
         return [entry for entry in found if entry is not None]
 
     def keys(self) -> Iterator[Fingerprint]:

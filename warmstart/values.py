@@ -110,10 +110,11 @@ class Encoder:
     one value: the numbers must not depend on what was encoded before.
     """
 
-    __slots__ = ("_capture", "_containers", "_kept", "_met", "_open", "_trail", "out")
+    __slots__ = ("_capture", "_containers", "_kept", "_met", "_open", "_trail", "out", "steady")
 
     def __init__(self, capture: Callable[[str, bytes], None] | None = None) -> None:
         self.out: list[bytes] = []
+        self.steady: Any = None
         self._capture = capture
         self._trail: list[str] = []
         self._met: dict[int, int] = {}

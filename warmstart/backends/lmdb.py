@@ -21,6 +21,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import functools
 import heapq
 import os
 import re
@@ -399,28 +400,27 @@ class _Environment:
         start = max(prefix, after + b"\0" if after else b"", b"\1")
         stop = _HEADER + head if head is not None else None
 
-        def merged(hot: lmdb.Transaction) -> list[Item]:
-            # The snapshot of hot first: what leaves it is in durable before that.
-            def overlaid(durable: lmdb.Transaction) -> list[Item]:
-                above = _walk(hot, prefix, start, stop)
-                below = _walk(durable, prefix, start, stop)
-                first = next(above, None)
-                if first is not None:
-                    both = heapq.merge((first,), above, below, key=itemgetter(0))
-                    below = (max(same, key=_age) for _, same in groupby(both, itemgetter(0)))
-                found: list[Item] = []
-                for key, frame, size in below:
-                    if limit is not None and len(found) >= limit:
+        found: list[Item] = []
+        with self._trouble():
+            while True:
+                # The snapshot of hot first: what leaves it is in durable before that.
+                walk = functools.partial(_walk, prefix, start, stop, limit)
+                above, below = self.hot.read(walk), self.durable.read(walk)
+                if not above and len(below) != limit:
+                    return [item for row in below if (item := _item(*row, head)) is not None]
+                # Beyond the end of a list that was cut short, the other one says nothing.
+                ends = [rows[-1][0] for rows in (above, below) if rows and len(rows) == limit]
+                edge = min(ends, default=None)
+                both = heapq.merge(above, below, key=itemgetter(0))
+                for key, same in groupby(both, itemgetter(0)):
+                    if edge is not None and key > edge:
                         break
-                    item = _item(key, frame, size, head)
+                    item = _item(*max(same, key=_age), head)
                     if item is not None:
                         found.append(item)
-                return found
-
-            return self.durable.read(overlaid)
-
-        with self._trouble():
-            return self.hot.read(merged)
+                if edge is None or (limit is not None and len(found) >= limit):
+                    return found[:limit]
+                start = edge + b"\0"
 
     # Writing
 
@@ -612,33 +612,41 @@ def _item(key: bytes, frame: bytes, size: int, head: int | None) -> Item | None:
     return Item(key, value, _FRAME.unpack_from(frame)[0], size - _HEADER)
 
 
-def _age(row: tuple[bytes, bytes, int]) -> int:
+def _age(row: _Row) -> int:
     return int.from_bytes(row[1][:8], "little")
 
 
+_Row = tuple[bytes, bytes, int]
+"""A key, its frame or the first bytes of it, and the size of the frame."""
+
+
 def _walk(
-    txn: lmdb.Transaction, prefix: bytes, start: bytes, stop: int | None
-) -> Iterator[tuple[bytes, bytes, int]]:
-    """Yield (key, frame or its first bytes, size of the frame) from `start` on."""
+    prefix: bytes, start: bytes, stop: int | None, limit: int | None, txn: lmdb.Transaction
+) -> list[_Row]:
+    """Return the frames from `start` on, at most `limit`."""
+    rows: list[_Row] = []
     cursor = txn.cursor()
     found = cursor.set_range(start)
-    while found:
+    while found and len(rows) != limit:
         key = bytes(cursor.key())
         if not key.startswith(prefix):
-            return
+            break
         frame = cursor.value()
-        yield key, bytes(frame[:stop]), len(frame)
+        rows.append((key, bytes(frame[:stop]), len(frame)))
         found = cursor.next()
+    return rows
 
 
 def _group(txn: lmdb.Transaction, last: bytes) -> list[tuple[bytes, bytes]]:
     """Return the frames after `last`, up to a transaction's worth."""
-    group, size = [], 0
-    for key, frame, length in _walk(txn, b"", last + b"\0" if last else b"\1", None):
-        group.append((key, frame))
-        size += length + 64
-        if size > _GROUP:
-            break
+    group: list[tuple[bytes, bytes]] = []
+    size = 0
+    cursor = txn.cursor()
+    found = cursor.set_range(last + b"\0" if last else b"\1")
+    while found and size < _GROUP:
+        group.append((bytes(cursor.key()), bytes(cursor.value())))
+        size += len(group[-1][1]) + 64
+        found = cursor.next()
     return group
 
 
