@@ -470,10 +470,10 @@ class _Reader:
     def _scalar(self, parts: list[Any], _depth: int) -> Any:
         name, raw = parts
         dtype = _dtype(name)
+        if raw == b"" and dtype.kind in "SU":
+            return dtype.type()  # an empty string, whose dtype numpy gives one character
         if type(raw) is not bytes or len(raw) != dtype.itemsize:
             raise CodecError("a scalar has another size than its dtype")
-        if not raw:
-            return np.zeros((), dtype)[()]
         return np.frombuffer(raw, _little(dtype)).astype(dtype, copy=False)[0]
 
     def _big_int(self, parts: list[Any], _depth: int) -> Any:
@@ -485,11 +485,11 @@ class _Reader:
         return complex(_of(real, float), _of(imaginary, float))
 
     def _result(self, parts: list[Any], depth: int) -> Any:
-        return OptimizeResult(self._dict(parts, depth))
+        return OptimizeResult(_of_names(self._dict(parts, depth)))
 
     def _root_results(self, parts: list[Any], depth: int) -> Any:
         result = RootResults.__new__(RootResults)  # its constructor translates flags
-        result.update(self._dict(parts, depth))
+        result.update(_of_names(self._dict(parts, depth)))
         return result
 
     def _lbfgs(self, parts: list[Any], depth: int) -> Any:
@@ -544,6 +544,12 @@ def _of(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
         raise CodecError(f"the payload has a {type(value).__name__} for a {kind.__name__}")
     return value
+
+
+def _of_names(attributes: dict[Any, Any]) -> dict[str, Any]:
+    if not _ONLY_STR.issuperset(map(type, attributes)):
+        raise CodecError("a result has an attribute that is no name")
+    return attributes
 
 
 @functools.lru_cache(maxsize=256)
