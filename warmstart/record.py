@@ -15,7 +15,8 @@ offset      size      what
 32          4         h, length of the header
 36          4         reserved, 0
 40          8         b, length of the body
-48          h         header: msgpack array, see `_Header`
+48          h         header: msgpack array, see `_Header`; its payload's tree and table are
+                      those of `warmstart.codec`
 48+h        p         zeros up to a multiple of 16
 48+h+p      b         body: the buffers of the payload, each at a multiple of 16
 48+h+p+b    32        BLAKE3 of everything before
@@ -37,9 +38,10 @@ import functools
 import math
 import re
 import struct
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
+import numpy as np
 from blake3 import blake3
 
 from warmstart.codec import ALIGNMENT, MAX_DECODED, decode_payload, encode_payload
@@ -66,8 +68,9 @@ _PREFIX = struct.Struct("<4sHBBdd8sIIQ")
 HEAD_SIZE = _PREFIX.size
 _DIGEST = 32
 _SEAL = 16
-_MAX_HEADER = 1 << 26
+_MAX_HEADER = 1 << 25
 _RUN = re.compile(r"[0-9a-f]{32}")
+_MAX_COUNT = (1 << 63) - 1
 _SOURCES = ("cold", "checkpoint", "journal", "near", "user")
 
 
@@ -163,17 +166,23 @@ class Head(NamedTuple):
     objective: float | None
     written: float
     producer_tag: bytes
+    version: int
+
+
+_Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+_Run = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
 
 
 class _Header(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """The rest of an entry, in this order; the schema is closed."""
 
-    key: bytes
-    run: bytes
-    iteration: int | None
-    nfev: int | None
+    key: _Digest
+    run: _Run
+    iteration: _Count | None
+    nfev: _Count | None
     producer: str
-    start: tuple[str, bytes | None, str | None, float | None]
+    start: tuple[str, _Run | None, str | None, float | None]
     dropped: list[str]
     table: list[int]
     tree: Any
@@ -187,38 +196,74 @@ _NUMBERS = {kind: number for number, kind in _KINDS.items()}
 
 @functools.lru_cache(maxsize=64)
 def producer_tag(producer: str) -> bytes:
-    """Return the eight bytes by which a head names its producer."""
+    """Return the eight bytes by which a head names its producer.
+
+    Examples
+    --------
+    >>> producer_tag("numpy 2.4.6 scipy 1.17.1").hex()
+    '7333eeec3ddf8c9b'
+    """
     return blake3(producer.encode("utf-8", "surrogatepass")).digest(8)
 
 
 def encode_record(entry: Entry) -> tuple[bytes, tuple[str, ...]]:
     """Return an entry's bytes, and the paths of what they leave out.
 
+    Parameters
+    ----------
+    entry : Entry
+        Its sequence is not in the bytes: the store numbers its writes.
+
+    Returns
+    -------
+    tuple of (bytes, tuple of str)
+        Equal entries give equal bytes. The paths are in the bytes too, behind those that the
+        entry has already.
+
     Raises
     ------
     ArgumentError
-        If an attribute of the entry is of the wrong type.
+        If an attribute of the entry is of the wrong type or value.
     CodecError
         If the payload is of a type that cannot be kept at all.
+
+    Notes
+    -----
+    Some 8 us for an OptimizeResult of 10 parameters. The bytes are complete before they are
+    digested, so that an array that changes meanwhile cannot make a record that is no record.
+
+    Examples
+    --------
+    >>> entry = Entry(
+    ...     key=Fingerprint(bytes(32)),
+    ...     run="0" * 32,
+    ...     kind=EntryKind.CHECKPOINT,
+    ...     payload={"x": [1.0, 2.0], "callback": print},
+    ... )
+    >>> record, dropped = encode_record(entry)
+    >>> dropped
+    ('callback',)
+    >>> decode_record(record).payload
+    {'x': [1.0, 2.0]}
     """
     _check(entry)
     payload = encode_payload(entry.payload)
     start = entry.start
-    objective = entry.objective
-    if objective is not None and not math.isfinite(objective):
-        objective = None
+    objective = _finite(entry.objective)
     header = _encoder.encode(
         _Header(
             entry.key.digest,
             bytes.fromhex(entry.run),
-            entry.iteration,
-            entry.nfev,
+            None if entry.iteration is None else int(entry.iteration),
+            None if entry.nfev is None else int(entry.nfev),
             entry.producer,
-            (
+            _FROM_COLD
+            if start is _COLD
+            else (
                 start.source,
                 None if start.run is None else bytes.fromhex(start.run),
                 start.level,
-                start.distance,
+                None if start.distance is None else float(start.distance),
             ),
             [*entry.dropped, *payload.dropped],
             payload.table,
@@ -235,7 +280,7 @@ def encode_record(entry: Entry) -> tuple[bytes, tuple[str, ...]]:
         _VERSION,
         _NUMBERS[entry.kind],
         objective is not None,
-        objective or 0.0,
+        0.0 if objective is None else objective,  # -0.0 stays what it is
         entry.written,
         producer_tag(entry.producer),
         len(header),
@@ -247,27 +292,70 @@ def encode_record(entry: Entry) -> tuple[bytes, tuple[str, ...]]:
     return record + blake3(record).digest(), payload.dropped
 
 
+def _finite(objective: float | None) -> float | None:
+    try:
+        return objective if objective is not None and math.isfinite(objective) else None
+    except OverflowError:  # an int beyond all floats
+        return None
+
+
 def _check(entry: Entry) -> None:
     for name, kinds in _ATTRIBUTES:
         value = getattr(entry, name)
-        if not isinstance(value, kinds):
+        if not isinstance(value, kinds) or type(value) is bool:
             wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise ArgumentError(f"{name} of an Entry is a {wanted}, not {value!r:.60}")
-    for name, run in (("run", entry.run), ("start.run", entry.start.run or "0" * 32)):
-        if not _RUN.fullmatch(run):
-            raise ArgumentError(f"{name} is 32 lowercase hexadecimal digits, not {run!r:.60}")
+            raise ArgumentError(f"{name} of an Entry is {wanted}, not {value!r:.60}")
+    start = entry.start
+    _check_run("run", entry.run)
+    for name, count in (("iteration", entry.iteration), ("nfev", entry.nfev)):
+        if count is not None and not 0 <= count <= _MAX_COUNT:
+            raise ArgumentError(f"{name} is a count from 0 up, not {count!r:.60}")
+    if not math.isfinite(entry.written):
+        raise ArgumentError(f"written is in seconds since the epoch, not {entry.written!r}")
+    if not entry.producer.isascii():
+        _check_text("producer", entry.producer)
+    for path in entry.dropped:
+        _check_text("a path in dropped", path)
+    if start is not _COLD:
+        _check_start(start)
 
 
+def _check_run(name: str, run: str) -> None:
+    if not isinstance(run, str) or not _RUN.fullmatch(run):
+        raise ArgumentError(f"{name} is 32 lowercase hexadecimal digits, not {run!r:.60}")
+
+
+def _check_start(start: Start) -> None:
+    if start.run is not None:
+        _check_run("start.run", start.run)
+    if start.level is not None:
+        _check_text("start.level", start.level)
+    distance = start.distance
+    if distance is not None and not (
+        isinstance(distance, (*_INTEGER, *_REAL)) and math.isfinite(distance)
+    ):
+        raise ArgumentError(f"start.distance is a finite number or None, not {distance!r:.60}")
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except (AttributeError, UnicodeEncodeError) as error:
+        raise ArgumentError(f"{name} is text that UTF-8 can hold, not {text!r:.60}") from error
+
+
+_NONE = type(None)
+_INTEGER = (int, np.integer)
+_REAL = (float, np.floating)
 _ATTRIBUTES: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("key", (Fingerprint,)),
-    ("run", (str,)),
     ("kind", (EntryKind,)),
-    ("objective", (int, float, type(None))),
-    ("iteration", (int, type(None))),
-    ("nfev", (int, type(None))),
+    ("objective", (*_REAL, *_INTEGER, _NONE)),
+    ("iteration", (*_INTEGER, _NONE)),
+    ("nfev", (*_INTEGER, _NONE)),
     ("producer", (str,)),
     ("start", (Start,)),
-    ("written", (int, float)),
+    ("written", (*_REAL, *_INTEGER)),
     ("dropped", (tuple,)),
 )
 
@@ -275,15 +363,25 @@ _ATTRIBUTES: tuple[tuple[str, tuple[type, ...]], ...] = (
 def read_head(data: bytes) -> Head:
     """Return what ranks a record, from its first `HEAD_SIZE` bytes.
 
+    Parameters
+    ----------
+    data : bytes
+        A record, or so many bytes of it; the rest is not looked at.
+
+    Returns
+    -------
+    Head
+        What the record says of itself. The digest, which covers it, is not checked here.
+
     Raises
     ------
     RecordVersionError
         If the record is of a newer format.
     RecordError
-        If it is no record. The rest of the record is not looked at.
+        If it is no record.
     """
     kind, flags, objective, written, tag, _, _ = _read_prefix(data)
-    return Head(kind, objective if flags else None, written, tag)
+    return Head(kind, objective if flags else None, written, tag, _VERSION)
 
 
 def _read_prefix(data: bytes) -> tuple[EntryKind, int, float, float, bytes, int, int]:
@@ -300,7 +398,7 @@ def _read_prefix(data: bytes) -> tuple[EntryKind, int, float, float, bytes, int,
         )
     if version != _VERSION or kind not in _KINDS or flags > 1 or zero:
         raise RecordError("the head of the record is damaged")
-    if not math.isfinite(objective) or not math.isfinite(written):
+    if not math.isfinite(objective) or not math.isfinite(written) or (objective and not flags):
         raise RecordError("the head of the record has a number that is none")
     return _KINDS[kind], flags, objective, written, tag, header, body
 
@@ -317,6 +415,11 @@ def decode_record(data: bytes, *, sequence: int = 0, max_bytes: int = MAX_DECODE
     max_bytes : int
         Bytes that the payload's arrays may have.
 
+    Returns
+    -------
+    Entry
+        Its arrays are fresh: nothing refers to `data` any more.
+
     Raises
     ------
     RecordVersionError
@@ -324,7 +427,7 @@ def decode_record(data: bytes, *, sequence: int = 0, max_bytes: int = MAX_DECODE
     RecordError
         If it is anything but a whole, undamaged record; no other exception is raised.
     """
-    kind, flags, objective, written, _, header_size, body_size = _read_prefix(data)
+    kind, flags, objective, written, tag, header_size, body_size = _read_prefix(data)
     start = HEAD_SIZE + header_size
     start += -start % ALIGNMENT
     if header_size > _MAX_HEADER or start + body_size + _DIGEST != len(data):
@@ -335,6 +438,8 @@ def decode_record(data: bytes, *, sequence: int = 0, max_bytes: int = MAX_DECODE
     try:
         header = _decoder.decode(view[HEAD_SIZE : HEAD_SIZE + header_size])
         source, run, level, distance = header.start
+        if producer_tag(header.producer) != tag:
+            raise RecordError("the record's head and its header name different producers")
         return Entry(
             key=Fingerprint(header.key),
             run=header.run.hex(),
@@ -360,7 +465,13 @@ def decode_record(data: bytes, *, sequence: int = 0, max_bytes: int = MAX_DECODE
 
 
 def seal(body: bytes) -> bytes:
-    """Return `body` with a digest behind it."""
+    """Return `body` with a digest behind it.
+
+    Examples
+    --------
+    >>> unseal(seal(b"a small row"))
+    b'a small row'
+    """
     return body + blake3(body).digest(_SEAL)
 
 
@@ -373,6 +484,6 @@ def unseal(data: bytes) -> bytes:
         If the digest disagrees.
     """
     body, digest = data[:-_SEAL], data[-_SEAL:]
-    if len(data) <= _SEAL or blake3(body).digest(_SEAL) != digest:
+    if len(data) < _SEAL or blake3(body).digest(_SEAL) != digest:
         raise RecordError("a row of the store is damaged: its digest disagrees")
     return body

@@ -257,7 +257,7 @@ class _Half:
             mode=0o600,
             max_readers=1024,
             readahead=False,
-            max_spare_txns=2,
+            max_spare_txns=0,  # a child that closes would free the slots of spare readers
         )
         if locks:
             self.env.reader_check()
@@ -280,15 +280,14 @@ class _Half:
     def write(self, work: Callable[[lmdb.Transaction], _T]) -> _T:
         """Do `work` in a write transaction; again from the start if the map has to grow."""
         while True:
-            size = self.env.info()["map_size"]
-            with self.gate:
+            with self.gate:  # every call of the engine: a child forked inside one waits for ever
                 try:
                     with self.env.begin(write=True) as txn:
                         return work(txn)
                 except lmdb.MapFullError:
-                    grow = True
+                    grow, size = True, self.env.info()["map_size"]
                 except lmdb.MapResizedError:
-                    grow = False
+                    grow, size = False, 0
             if grow:
                 self._grow(size)
             else:
@@ -506,7 +505,10 @@ class _Environment:
                 "processes that use it have ended and one opens it again"
             ) from error
         except lmdb.Error as error:
-            raise StoreError(f"the store {self.path} failed: {error}") from error
+            # A write cut short by a full disk comes out as an input/output error.
+            full = shutil.disk_usage(self.path).free < _GROUP
+            kind = StoreFullError if full else StoreError
+            raise kind(f"the store {self.path} failed: {error}") from error
         except OSError as error:
             if isinstance(error, StoreError):
                 raise
