@@ -184,7 +184,7 @@ class TestPlace:
 
         parts = [("/", "ext4"), ("/home", "nfs4"), ("/home/me/scratch", "xfs"), ("/homes", "9p")]
         mounts = [type("Part", (), {"mountpoint": m, "fstype": f}) for m, f in parts]
-        monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounts)
+        monkeypatch.setattr(psutil, "disk_partitions", lambda **_options: mounts)
         for path, kind in (("/home/me/x", "nfs4"), ("/home/me/scratch/s", "xfs"), ("/var", "ext4")):
             assert place_module.file_system(Path(path)) == kind
 

@@ -60,7 +60,9 @@ plain = st.recursive(
     lambda inner: st.one_of(
         st.lists(inner, max_size=4),
         st.lists(inner, max_size=4).map(tuple),
-        st.dictionaries(st.one_of(st.text(max_size=3), st.integers(), st.floats()), inner, max_size=3),
+        st.dictionaries(
+            st.one_of(st.text(max_size=3), st.integers(), st.floats()), inner, max_size=3
+        ),
         st.sets(st.one_of(st.integers(), st.text(max_size=2), st.binary(max_size=2)), max_size=3),
     ),
     max_leaves=12,
@@ -544,9 +546,9 @@ class TestShape:
 UNKNOWABLE = {
     "lock": threading.Lock,
     "event": threading.Event,
-    "file": lambda: open(os.devnull),  # noqa: SIM115, PTH123
+    "file": lambda: open(os.devnull),
     "generator": lambda: (i for i in [1]),
-    "iterator of a file": lambda: map(str, open(os.devnull)),  # noqa: SIM115, PTH123
+    "iterator of a file": lambda: map(str, open(os.devnull)),
     "ufunc of one's own": lambda: np.frompyfunc(lambda x: x, 1, 1),
     "memory": lambda: memoryview(b"abc"),
     "frame": sys._getframe,
@@ -563,8 +565,8 @@ class TestRefusals:
         """The message names the place inside the argument, the reason and what to write."""
         with pytest.raises(FingerprintError) as caught:
             Fingerprinter().absorb("args", ({"db": [1, UNKNOWABLE[name]()]},))
-        assert caught.value.path == "args[0]['db'][1]"
-        assert str(caught.value).startswith("args[0]['db'][1]: ")
+        assert str(caught.value).startswith("args[0]['db'][1]")
+        assert str(caught.value).startswith(f"{caught.value.path}: ")
         assert "model=" in str(caught.value)
         assert isinstance(caught.value, TypeError)
 
@@ -617,7 +619,10 @@ LADDER = {
     "method": ({"settings": {"method": "CG"}}, ALL - {Level.EXACT, Level.JOURNAL}),
     "x0": ({"settings": {"x0": np.zeros(2)}}, ALL - {Level.EXACT, Level.JOURNAL}),
     "rng": ({"settings": {"rng": 2}}, ALL - {Level.EXACT, Level.JOURNAL}),
-    "bounds": ({"settings": {"bounds": [(0, 1)]}}, ALL - {Level.EXACT, Level.JOURNAL, Level.PROBLEM}),
+    "bounds": (
+        {"settings": {"bounds": [(0, 1)]}},
+        ALL - {Level.EXACT, Level.JOURNAL, Level.PROBLEM},
+    ),
     "tol": ({"settings": {"tol": 1e-9}}, ALL - {Level.EXACT}),
     "another": ({"settings": {"options": {}}}, ALL - {Level.EXACT}),
 }
@@ -651,6 +656,7 @@ class TestFitSpec:
 
     def test_parameters_may_be_names(self):
         """Names count, list or tuple; by default the size of x0 stands for them."""
+
         def named(value):
             return FitSpec(model="m", parameters=value).key
 
@@ -664,7 +670,10 @@ class TestFitSpec:
 
     def test_names_of_arguments_count_and_their_order_does_not(self):
         """Swapped values, renamed arguments and moved borders differ; the order of naming not."""
-        same = FitSpec(model="m", hyper={"a": 1, "b": 2}), FitSpec(model="m", hyper={"b": 2, "a": 1})
+        same = (
+            FitSpec(model="m", hyper={"a": 1, "b": 2}),
+            FitSpec(model="m", hyper={"b": 2, "a": 1}),
+        )
         assert same[0].key == same[1].key
         others = [
             {"hyper": {"a": 2, "b": 1}},

@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import struct
 import sys
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 from blake3 import blake3
+
+from warmstart.errors import FingerprintError
 
 __all__ = ["digest_buffer", "write_array", "writer_of_data"]
 
@@ -22,7 +25,10 @@ _CHUNK = 1 << 20
 _THREADED = 32 << 20  # below some 32 MiB a second thread costs more than it brings (2026-11)
 # BLAKE3's AUTO thread count hangs in a forked child of a process that used it; a number is safe.
 _THREADS = min(4, os.cpu_count() or 1)
-_EXTENDED = {"g": 10, "G": 10}  # x87: 10 bytes of value, then padding with whatever was there
+# x87 extended precision: 10 bytes of value, then padding with whatever was there. Elsewhere
+# (aarch64, POWER, Windows) every byte of a longdouble is value.
+_PADDED = frozenset("gG" if np.finfo(np.longdouble).nmant == 63 else "")
+_PADDED_SIZE = np.dtype("g").itemsize
 
 
 class Writer(Protocol):
@@ -49,60 +55,60 @@ def write_array(writer: Writer, value: np.ndarray[Any, Any]) -> None:
     writer.out.append(b"A")
     writer.write(cls)
     if isinstance(value, np.ma.MaskedArray):
-        hidden = np.ma.getmaskarray(value)
-        _write_plain(writer, hidden)
+        _write_plain(writer, np.ma.getmaskarray(value))
         _write_plain(writer, np.asarray(value.fill_value))
-        plain = np.array(value.data, copy=True, subok=False)
-        plain[hidden] = np.zeros((), plain.dtype)  # what is hidden is not content
-        _write_plain(writer, plain)
+        zero: Any = np.zeros((), value.dtype)  # what is hidden is not content
+        _write_plain(writer, np.asarray(value.filled(zero)))
     else:
         writer.write(dict(getattr(value, "__dict__", None) or {}))
         _write_plain(writer, value.view(np.ndarray))
 
 
-_head_of_dtype: dict[np.dtype[Any], bytes] = {}
+_head_of_dtype: dict[np.dtype[Any], tuple[bytes, bool]] = {}
+_pack_shape = [struct.Struct(f"<B{ndim}Q").pack for ndim in range(65)]
 
 
 def _write_plain(writer: Writer, value: np.ndarray[Any, Any]) -> None:
     dtype = value.dtype
-    head = _head_of_dtype.get(dtype)
-    if head is None:
-        head = _remember_head(dtype)
-    writer.out.append(head + struct.pack(f"<B{value.ndim}Q", value.ndim, *value.shape))
-    if dtype.fields is not None:  # field by field: the padding between them is not content
-        writer.write([(field, dtype.fields[field][0].str) for field in dtype.names or ()])
-        for field in dtype.names or ():
-            _write_plain(writer, value[field])
-    elif dtype.hasobject or dtype.kind == "T":
-        for item in value.ravel(order="C").tolist():
-            writer.write(item)
-    elif value.nbytes > INLINE:
+    head, simple = _head_of_dtype.get(dtype) or _remember_head(dtype)
+    writer.out.append(head + _pack_shape[value.ndim](value.ndim, *value.shape))
+    if value.nbytes > INLINE and not (dtype.hasobject or dtype.fields or dtype.kind == "T"):
         writer.out.append(_digest(value))
-    elif dtype.char in _EXTENDED:
-        writer.out.append(_content(value).tobytes())
-    else:
+    elif simple:
         writer.out.append(value.tobytes())  # in C order, whatever the layout
+    elif dtype.fields is not None:  # field by field: the padding between them is not content
+        names = dtype.names or ()
+        writer.write([(name, dtype.fields[name][0].str) for name in names])
+        for name in names:
+            _write_plain(writer, value[name])
+    elif dtype.char in _PADDED:
+        writer.out.append(_content(value).tobytes())
+    else:  # objects, and strings of any length
+        writer.write(value.ravel(order="C").tolist())
 
 
-def _remember_head(dtype: np.dtype[Any]) -> bytes:
-    simple = dtype.fields is None and dtype.kind != "T"
-    name = (dtype.str if simple else "|" + dtype.kind).encode()
+def _remember_head(dtype: np.dtype[Any]) -> tuple[bytes, bool]:
+    named = dtype.fields is None and dtype.kind != "T"
+    name = (dtype.str if named else "|" + dtype.kind).encode()
+    simple = named and not dtype.hasobject and dtype.char not in _PADDED
     if len(_head_of_dtype) > 1000:  # string and structured dtypes made in a loop
         _head_of_dtype.clear()
-    return _head_of_dtype.setdefault(dtype, b"a" + bytes([len(name)]) + name)
+    return _head_of_dtype.setdefault(dtype, (b"a" + bytes([len(name)]) + name, simple))
 
 
 def _content(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return the C-ordered content without the padding of extended precision."""
     value = np.ascontiguousarray(value)
-    if value.dtype.char not in _EXTENDED or value.dtype.itemsize not in {16, 32}:
+    if value.dtype.char not in _PADDED:
         return value
-    parts = value.reshape(-1).view(np.uint8).reshape(-1, 16)
-    return np.ascontiguousarray(parts[:, : _EXTENDED[value.dtype.char]])
+    if not value.dtype.isnative:
+        value = value.byteswap()
+    parts = value.reshape(-1).view(np.uint8).reshape(-1, _PADDED_SIZE)
+    return np.ascontiguousarray(parts[:, :10])
 
 
 def _digest(value: np.ndarray[Any, Any]) -> bytes:
-    if value.flags.c_contiguous and value.dtype.char not in _EXTENDED:
+    if value.flags.c_contiguous and value.dtype.char not in _PADDED:
         # As bytes, since datetimes and float16 have no buffer format of their own.
         return digest_buffer(value.reshape(-1).view(np.uint8))
     hasher = blake3()
@@ -124,25 +130,38 @@ def _update(hasher: Any, value: np.ndarray[Any, Any]) -> None:
             _update(hasher, part[0])
 
 
-def writer_of_data(cls: type) -> Any:
+def writer_of_data(cls: type) -> Callable[[Any, Any], None] | None:
     """Return the function that writes instances of `cls`, or None if they are no data."""
     if issubclass(cls, np.ndarray):
         return write_array
-    top = cls.__module__.partition(".")[0]
-    if top == "scipy" and (sparse := sys.modules.get("scipy.sparse")):
+    tops = {str(base.__module__).partition(".")[0] for base in cls.__mro__}
+    if "scipy" in tops and (sparse := sys.modules.get("scipy.sparse")):
         if issubclass(cls, (sparse.sparray, sparse.spmatrix)):
             return _write_sparse
-    elif top == "pandas" and (pandas := sys.modules.get("pandas")):
+    elif "pandas" in tops and (pandas := sys.modules.get("pandas")):
         if issubclass(cls, pandas.DataFrame):
             return _write_dataframe
         if issubclass(cls, (pandas.Series, pandas.Index)):
             return _write_series
-    elif top == "polars" and (polars := sys.modules.get("polars")):
+    elif "polars" in tops and (polars := sys.modules.get("polars")):
         if issubclass(cls, polars.DataFrame):
             return _write_polars_dataframe
         if issubclass(cls, polars.Series):
             return _write_polars_series
+        if issubclass(cls, polars.LazyFrame):
+            return _refuse_lazy_frame
     return None
+
+
+def _refuse_lazy_frame(_: Writer, value: Any) -> None:
+    raise FingerprintError(f"a {type(value).__name__} has no content yet: collect() it first")
+
+
+def _write_class(writer: Writer, value: Any) -> None:
+    """Write a frame's class: by name alone if a library's, so that data outlive its versions."""
+    cls = type(value)
+    top = cls.__module__.partition(".")[0]
+    writer.write(cls.__name__ if top in {"pandas", "polars", "scipy"} else cls)
 
 
 _SPARSE_PARTS = {
@@ -155,7 +174,8 @@ _SPARSE_PARTS = {
 
 def _write_sparse(writer: Writer, value: Any) -> None:
     writer.out.append(b"x")
-    writer.write((type(value).__name__, value.format, value.shape, value.dtype.str))
+    _write_class(writer, value)
+    writer.write((value.format, value.shape, value.dtype.str))
     parts = _SPARSE_PARTS.get(value.format)
     if parts is None:  # lists and dicts of items, in whatever order they were set
         coo = value.tocoo()
@@ -170,7 +190,8 @@ def _write_sparse(writer: Writer, value: Any) -> None:
 
 def _write_dataframe(writer: Writer, value: Any) -> None:
     writer.out.append(b"D")
-    writer.write((type(value), value.shape))
+    _write_class(writer, value)
+    writer.write(value.shape)
     _write_series(writer, value.columns)
     _write_series(writer, value.index)
     for i in range(value.shape[1]):
@@ -180,7 +201,8 @@ def _write_dataframe(writer: Writer, value: Any) -> None:
 def _write_series(writer: Writer, value: Any) -> None:
     """Write a Series or an Index, which is a column with a name, and a Series' own index."""
     writer.out.append(b"e")
-    writer.write((type(value), list(getattr(value, "names", (value.name,)))))
+    _write_class(writer, value)
+    writer.write(list(getattr(value, "names", (value.name,))))
     if getattr(value, "nlevels", 1) > 1 and hasattr(value, "levels"):
         for i in range(value.nlevels):
             _write_column(writer, value.get_level_values(i).array)

@@ -118,6 +118,13 @@ def _parser() -> argparse.ArgumentParser:
     command("demo", _demo, "fit real data, fit it again, kill a fit and resume it")
     sub = command("run", _run, "run a Python script with scipy.optimize remembering its fits")
     sub.add_argument("--refit", action="store_true", help="run every fit, remember it anew")
+    sub.add_argument(
+        "--callbacks",
+        choices=("skip", "run"),
+        default="skip",
+        help="what to do with a remembered fit that has a callback: return it without calling "
+        "that (skip, as many libraries pass callbacks of their own), or run it again",
+    )
     sub.add_argument("script", help="a Python file")
     sub.add_argument("args", nargs=argparse.REMAINDER, help="what the script gets as arguments")
     sub = command("ls", _ls, "list the fits in the store, newest first")
@@ -183,7 +190,8 @@ def _run(parsed: argparse.Namespace, out: _Out) -> int:
     sys.argv = [parsed.script, *parsed.args]
     sys.path[0] = os.fspath(script.resolve().parent)
     start = time.perf_counter()
-    with patch(store=Store(parsed.store), refit=parsed.refit) as patched:
+    options = {"refit": parsed.refit, "callbacks": parsed.callbacks}
+    with patch(store=Store(parsed.store), **options) as patched:
         try:
             runpy.run_path(parsed.script, run_name="__main__")
         finally:

@@ -1,4 +1,4 @@
-"""What a code object does, and who wrote it: the facts that make a function's identity.
+"""What a code object does, what its names stand for, and which package offers a module.
 
 A function is known by its instructions, not by its text, so that comments, docstrings, blank
 lines and the file's path are no part of it, and so that functions without a source (Jupyter
@@ -11,22 +11,29 @@ from __future__ import annotations
 
 import dis
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
-import site
+import re
 import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import CodeType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-__all__ = ["Reference", "installed_package", "instructions", "references", "resolve"]
+from blake3 import blake3
 
-# Stored by a class body about itself; where the class stands in the file is not what it does.
+__all__ = ["Absent", "Reference", "installed_package", "instructions", "references", "resolve"]
+
+# Left out everywhere: they carry no meaning, or only a wider argument or a line number.
+_SILENT = frozenset({"CACHE", "EXTENDED_ARG", "NOP"})
+# What a class body stores about itself; its place in the file and its text are not what it does.
 _CLASS_NOTES = frozenset(
     {"__doc__", "__firstlineno__", "__module__", "__qualname__", "__static_attributes__"}
 )
+_LOADS_NOTE = frozenset({"LOAD_CONST", "LOAD_NAME", "LOAD_SMALL_INT"})
+_JUMPS = frozenset({*dis.hasjrel, *dis.hasjabs})
 _HAS_DOCSTRING = 0x4000000  # a flag of code objects since Python 3.14
 _READS_GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _READS_ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
@@ -42,32 +49,51 @@ def instructions(code: CodeType) -> tuple[Any, ...]:
     -----
     About 5 us an instruction; callers keep the result, since code objects are immutable.
     """
-    steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
-    index = {step.offset: i for i, step in enumerate(steps)}
-    jumps = {*dis.hasjrel, *dis.hasjabs}
+    steps, place = _steps(code)
     body: list[tuple[str, Any]] = []
     for i, step in enumerate(steps):
         argument = step.argval
-        if step.opcode in jumps:
-            argument = index.get(argument, -1) - i
-        elif (
-            step.opname == "LOAD_CONST"
-            and i + 1 < len(steps)
-            and steps[i + 1].opname == "STORE_NAME"
-            and steps[i + 1].argval in _CLASS_NOTES
-        ):
-            argument = None
+        if step.opcode in _JUMPS:
+            argument = place.get(argument, len(steps)) - i
         body.append((step.opname, argument))
+    entries: Any = dis.Bytecode(code).exception_entries  # type: ignore[attr-defined]
+    handlers = [
+        (place.get(e.start), place.get(e.end), place.get(e.target), e.depth, e.lasti)
+        for e in entries
+    ]
     return (
         tuple(body),
-        code.co_exceptiontable,
+        tuple(handlers),
         code.co_flags & ~_HAS_DOCSTRING,
         (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount),
         (code.co_varnames, code.co_cellvars, code.co_freevars),
     )
 
 
-@dataclass(frozen=True, slots=True)
+def _steps(code: CodeType) -> tuple[list[dis.Instruction], dict[int, int]]:
+    """Return the instructions that count, and for every offset the next of them."""
+    every = [step for step in dis.get_instructions(code) if step.opname not in _SILENT]
+    steps: list[dis.Instruction] = []
+    place: dict[int, int] = {}
+    for i, step in enumerate(every):
+        place[step.offset] = len(steps)
+        note = i + 1 < len(every) and _is_note(step, every[i + 1])
+        if not note and not (i and _is_note(every[i - 1], step)):
+            steps.append(step)
+    # A silent instruction can be a target too (a jump to EXTENDED_ARG): so it stands for its next.
+    following = len(steps)
+    for step in reversed(list(dis.get_instructions(code))):
+        following = place.setdefault(step.offset, following)
+    return steps, place
+
+
+def _is_note(load: dis.Instruction, store: dis.Instruction) -> bool:
+    return (
+        store.opname == "STORE_NAME" and store.argval in _CLASS_NOTES and load.opname in _LOADS_NOTE
+    )
+
+
+@dataclass(frozen=True, slots=True, order=True)
 class Reference:
     """A name that code takes from outside, and the attributes read from it right away.
 
@@ -88,19 +114,66 @@ class Reference:
     imported: bool = False
     level: int = 0
 
+    def value(self, function: FunctionType) -> Any:
+        """Return what the name stands for in `function` at this moment.
+
+        Attributes are followed through the user's own modules only: a library stands for all
+        that it offers, and what an object offers is part of the object.
+        """
+        if self.imported:
+            value = self._import(function.__globals__.get("__package__") or "")
+        else:
+            value = function.__globals__.get(self.name, Absent)
+            if value is Absent:
+                scope: dict[str, Any] = function.__builtins__  # type: ignore[attr-defined]
+                value = scope[self.name] if self.name in scope else Absent(self.name)
+        for attribute in self.attributes:
+            if type(value) is not ModuleType or installed_package(value.__name__):
+                break
+            value = _attribute(value, attribute)
+        return value
+
+    def _import(self, package: str) -> Any:
+        try:
+            name = importlib.util.resolve_name("." * self.level + self.name, package)
+        except ImportError:
+            return Absent(self.name)
+        if name not in sys.modules and (installed := installed_package(name)):
+            return Absent(f"{installed}:{name}")  # not worth importing for a key
+        return _module(name)
+
+
+class Absent:
+    """A name that stands for nothing yet: an empty cell, a global that is not defined."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except Exception:  # noqa: BLE001 (the module is the user's and may raise anything)
+        return Absent(name)
+
+
+def _attribute(module: ModuleType, name: str) -> Any:
+    try:
+        return getattr(module, name)
+    except Exception:  # noqa: BLE001 (nor is a module's own __getattr__ ours)
+        submodule = f"{module.__name__}.{name}"
+        return _module(submodule) if hasattr(module, "__path__") else Absent(submodule)
+
 
 def references(code: CodeType) -> tuple[Reference, ...]:
     """Return what `code` and the code nested in it read from outside, sorted, each once."""
-    found = set(_references(code))
-    return tuple(sorted(found, key=lambda r: (r.name, r.attributes, r.imported, r.level)))
+    return tuple(sorted(set(_references(code))))
 
 
 def _references(code: CodeType) -> Iterator[Reference]:
-    steps = [
-        step
-        for step in dis.get_instructions(code)
-        if step.opname not in {"EXTENDED_ARG", "PUSH_NULL"}
-    ]
+    steps = [step for step in _steps(code)[0] if step.opname != "PUSH_NULL"]
     for i, step in enumerate(steps):
         if step.opname in _READS_GLOBAL:
             attributes = []
@@ -110,28 +183,16 @@ def _references(code: CodeType) -> Iterator[Reference]:
                 attributes.append(after.argval)
             yield Reference(step.argval, tuple(attributes))
         elif step.opname == "IMPORT_NAME":
-            yield from _imports(steps, i)
+            level, taken = steps[i - 2].argval, steps[i - 1].argval
+            if taken:  # from name import taken
+                for attribute in taken:
+                    yield Reference(step.argval, (attribute,), imported=True, level=level)
+                continue
+            yield Reference(step.argval, imported=True)
+            if steps[i + 1].opname != "IMPORT_FROM":  # import a.b binds a; import a.b as c does not
+                yield Reference(step.argval.partition(".")[0], imported=True)
         elif isinstance(step.argval, CodeType):
             yield from _references(step.argval)
-
-
-def _imports(steps: list[dis.Instruction], i: int) -> Iterator[Reference]:
-    name, level = steps[i].argval, _constant(steps[i - 2]) or 0
-    # ``from m import a, b`` stands as IMPORT_NAME, then IMPORT_FROM and a store for each name.
-    taken = []
-    for after in steps[i + 1 :]:
-        if after.opname == "IMPORT_FROM":
-            taken.append(after.argval)
-        elif not after.opname.startswith("STORE_"):
-            break
-    if not taken:
-        yield Reference(name, (), imported=True, level=level)
-    for attribute in taken:
-        yield Reference(name, (attribute,), imported=True, level=level)
-
-
-def _constant(step: dis.Instruction) -> int | None:
-    return step.argval if isinstance(step.argval, int) else None
 
 
 def resolve(module: str | None, qualname: str) -> Any:
@@ -142,33 +203,6 @@ def resolve(module: str | None, qualname: str) -> Any:
             return None
         found = getattr(found, part, None)
     return found
-
-
-@functools.cache
-def _installed_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Folders of installed packages, and folders of the standard library."""
-    paths = sysconfig.get_paths()
-    packages = {paths["purelib"], paths["platlib"], *site.getsitepackages()}
-    packages.add(site.getusersitepackages())
-    packages.update(p for p in sys.path if p.endswith(("site-packages", "dist-packages")))
-    standard = {paths["stdlib"], paths["platstdlib"]}
-    return tuple(p + "/" for p in packages), tuple(p + "/" for p in standard)
-
-
-@functools.cache
-def _distributions() -> dict[str, list[str]]:
-    return dict(importlib.metadata.packages_distributions())
-
-
-@functools.cache
-def _version(top: str) -> str:
-    # The metadata first: it says the same whether or not the package is imported yet.
-    try:
-        return importlib.metadata.version(top)
-    except importlib.metadata.PackageNotFoundError:
-        for distribution in _distributions().get(top, ()):
-            return importlib.metadata.version(distribution)
-    return str(getattr(sys.modules.get(top), "__version__", "unknown"))
 
 
 _package_of_module: dict[str, str | None] = {}
@@ -185,33 +219,66 @@ def installed_package(module: str | None) -> str | None:
         instead of hiding them), otherwise ``"lmfit 1.3.4"``. Modules that run from anywhere
         but the installation's folders (scripts, notebooks, editable installs) are the user's.
     """
-    if module is None:
+    if not isinstance(module, str) or module == "__main__":
         return None
     try:
         return _package_of_module[module]
     except KeyError:
-        package = _find_package(module)
-        if module != "__main__":
-            _package_of_module[module] = package
+        package = _package_of_module[module] = _find_package(module)
         return package
 
 
 def _find_package(module: str) -> str | None:
-    if module == "__main__":
-        return None
     top = module.partition(".")[0]
+    if top == "warmstart":  # wherever it runs from
+        return top
     file = getattr(sys.modules.get(module), "__file__", None)
     if not isinstance(file, str):
         try:
             spec = importlib.util.find_spec(top)
-        except (ImportError, ValueError):
+        except (ImportError, ValueError, AttributeError):
             return None
-        file = spec.origin if spec else None
-    if file in {"built-in", "frozen"}:
-        return "python"
-    if not isinstance(file, str):
-        return None
-    packages, standard = _installed_places()
-    if file.startswith(packages):
+        places = (spec.submodule_search_locations or ()) if spec else ()
+        file = (spec.origin if spec else None) or next(iter(places), "")
+    if "/site-packages/" in file or "/dist-packages/" in file:
         return top if top in {"numpy", "scipy"} else f"{top} {_version(top)}"
-    return "python" if file.startswith(standard) else None
+    standard = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+    if file in {"built-in", "frozen"} or any(file.startswith(f"{path}/") for path in standard):
+        return "python"
+    return None
+
+
+@functools.cache
+def _version(top: str) -> str:
+    """Return the version of what is installed under the import name `top`."""
+    names = [top] if _is_distribution_of(top) else _distributions().get(top, [])
+    if not names:
+        return str(getattr(sys.modules.get(top), "__version__", "unknown"))
+    # A namespace package is shared by several, and any of them may have changed.
+    return " ".join(_release(importlib.metadata.distribution(name)) for name in sorted(set(names)))
+
+
+def _is_distribution_of(top: str) -> bool:
+    """Whether the distribution that is named like an import name is what provides it."""
+    try:
+        files = importlib.metadata.distribution(top).read_text("RECORD")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return files is None or bool(re.search(rf"^{re.escape(top)}[/.]", files, re.MULTILINE))
+
+
+@functools.cache
+def _distributions() -> dict[str, list[str]]:
+    # All metadata are read for it: 0.1 to 1 s, so it is the second choice.
+    return dict(importlib.metadata.packages_distributions())
+
+
+def _release(distribution: importlib.metadata.Distribution) -> str:
+    if distribution.read_text("direct_url.json") is None:
+        return distribution.version
+    # Built from a folder or a commit, where the version is the same from edit to edit: the
+    # digests of its files in RECORD are not.
+    files = (distribution.read_text("RECORD") or "").splitlines()
+    content = sorted(line for line in files if ",sha256=" in line and ".dist-info/" not in line)
+    digest = blake3("\n".join(content).encode()).hexdigest()
+    return f"{distribution.version}+{digest[:16]}"

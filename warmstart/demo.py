@@ -205,7 +205,9 @@ def _thurber(store: Store, note: Callable[[str], None]) -> list[DemoRow]:
 
     def fit() -> Any:
         with using(store=store):
-            return optimize.curve_fit(thurber, data.x, data.y, p0=data.starts[0], maxfev=5000)
+            return optimize.curve_fit(
+                thurber, data.x, data.y, p0=data.starts[0], maxfev=5000, ftol=1e-14, xtol=1e-14
+            )
 
     return [
         _timed("NIST Thurber", what, fit, lambda result: _digits(result[0], data.certified))

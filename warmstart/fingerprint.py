@@ -10,8 +10,9 @@ from __future__ import annotations
 import enum
 import functools
 import platform
+import re
+import reprlib
 import struct
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -20,8 +21,8 @@ import numpy as np
 import scipy
 from blake3 import blake3
 
+import warmstart.objects  # noqa: F401 (registers the writers of functions and objects)
 from warmstart.errors import ArgumentError, FingerprintError
-from warmstart.objects import function_frame
 from warmstart.values import Encoder, text_frame
 
 __all__ = [
@@ -147,9 +148,9 @@ class Fingerprinter:
         return Fingerprint(blake3(b"".join(self._frames)).digest())
 
 
-def _encode(tag: str, value: Any, capture: Callable[[str, bytes], None] | None = None) -> bytes:
+def _encode(tag: str, value: Any, capture: Callable[..., None] | None = None) -> bytes:
     try:
-        return Encoder(capture).encode(value)
+        return Encoder(capture, tag).encode(value)
     except FingerprintError as error:
         raise error.inside(tag) from error.__cause__
 
@@ -197,7 +198,6 @@ class Level(enum.Enum):
 
 
 _PARTS = ("model", "data", "hyper", "settings")
-_EMPTY = {part: _frame(part, b"") for part in _PARTS}
 _LEVEL_PARTS = {
     Level.EXACT: _PARTS,
     Level.JOURNAL: ("model", "data", "hyper"),
@@ -313,73 +313,72 @@ class FitSpec:
         settings: Mapping[str, Any] | None = None,
         parameters: int | Sequence[str] | None = None,
     ) -> None:
-        for part, value in (("hyper", hyper), ("settings", settings)):
-            if value is not None and not isinstance(value, Mapping):
-                raise ArgumentError(
-                    f"{part} is a mapping of names to values, not {type(value).__name__}: "
-                    f'write {part}={{"name": value}}'
-                )
-        settings = settings or {}
-        if parameters is None and (x0 := settings.get("x0")) is not None:
-            parameters = int(np.size(x0))
-        self._values: dict[str, dict[str, Any]] = {
-            "model": {**_named("model", model), "parameters": parameters},
+        self._values = {
+            "model": _named("model", model),
             "data": _named("data", data),
-            "hyper": dict(hyper or {}),
-            "settings": dict(settings),
+            "hyper": _mapping("hyper", hyper),
+            "settings": _mapping("settings", settings),
         }
-        captured: dict[str, bytes] = {}
+        if "parameters" in self._values["model"]:
+            raise ArgumentError(
+                'no part of the model can be named "parameters": that is an argument of FitSpec'
+            )
+        self._values["model"]["parameters"] = _parameters(parameters, self._values["settings"])
+        self._captured: dict[str, tuple[list[Any], list[bytes]]] = {}
         self._frames: dict[str, dict[str, bytes]] = {}
+        self._streams: dict[str, bytes] = {}
         for part, named in self._values.items():
             frames = self._frames[part] = {}
+            capture = self._capture if part == "model" else None
             for name in sorted(named):
                 value = named[name]
-                kind = type(value)
-                if kind is str:
+                if type(value) is str:
                     frames[name] = text_frame(value)
-                elif part != "model":
-                    frames[name] = _encode(name, value)
                 else:
-                    frames[name] = _encode_model(name, value, captured)
-        self._frames["data"].update(captured)
+                    frames[name] = _encode(name, value, capture)
+            self._streams[part] = _stream(part, frames)
+        if self._captured:  # in the order in which they were met, which the model decides
+            held = {name: b"".join(frames) for name, (_, frames) in self._captured.items()}
+            self._frames["held"] = held
+            self._streams["data"] += _stream("held", held)
         self.key = self.level_key(Level.EXACT)
         """Fingerprint of the whole fit."""
 
-    def _stream(self, part: str, only: Sequence[str] | None = None) -> bytes:
-        """Return the frames of one part as one frame."""
-        frames = self._frames[part]
-        names = sorted(frames if only is None else frames.keys() & only)
-        pieces: list[bytes] = []
-        for name in names:
-            content = frames[name]
-            pieces += (text_frame(name), _u64(len(content)), content)
-        return _frame(part, b"".join(pieces)) if pieces else _EMPTY[part]
+    def _capture(self, path: str, value: Any, frame: bytes) -> None:
+        """Note an array that was met inside a callable of the model."""
+        values, frames = self._captured.setdefault(path, ([], []))
+        values.append(value)
+        frames.append(frame)
 
     def part(self, name: str) -> Fingerprint:
         """Return the digest of one part: model, data, hyper or settings."""
         if name not in _PARTS:
             raise ArgumentError(f"a fit has the parts {', '.join(_PARTS)}, not {name!r}")
-        return Fingerprint(blake3(self._stream(name)).digest())
+        return Fingerprint(blake3(self._streams[name]).digest())
 
     def level_key(self, level: Level) -> Fingerprint:
         """Return the key that all fits share which agree up to `level`."""
-        streams = [self._stream(part) for part in _LEVEL_PARTS[level]]
+        streams = [text_frame(level.value), *(self._streams[part] for part in _LEVEL_PARTS[level])]
         if level in _LEVEL_SETTINGS:
-            streams.append(self._stream("settings", _LEVEL_SETTINGS[level]))
-        return Fingerprint(blake3(_frame(level.value, b"".join(streams))).digest())
+            settings = self._frames["settings"]
+            shared = {name: settings[name] for name in _LEVEL_SETTINGS[level] if name in settings}
+            streams.append(_stream("settings", shared))
+        return Fingerprint(blake3(b"".join(streams)).digest())
 
     def summary(self) -> SpecSummary:
         """Return the digests and short descriptions of all named arguments."""
-        return SpecSummary(
-            {
-                part: {
-                    name: (blake3(frame).digest(8), _describe(self._values[part].get(name, ...)))
-                    for name, frame in frames.items()
-                }
-                for part, frames in self._frames.items()
-                if frames
-            }
-        )
+        arguments: dict[str, dict[str, tuple[bytes, str]]] = {}
+        for part, frames in self._frames.items():
+            known = arguments.setdefault("data" if part == "held" else part, {})
+            for name, frame in frames.items():
+                known[name] = blake3(frame).digest(8), self._describe(part, name)
+        return SpecSummary({part: known for part, known in arguments.items() if known})
+
+    def _describe(self, part: str, name: str) -> str:
+        if part != "held":
+            return _describe(self._values[part][name])
+        values, _ = self._captured[name]
+        return _describe(values[0]) if len(values) == 1 else f"{len(values)} arrays"
 
     def explain(self, other: FitSpec) -> list[Difference]:
         """Return which parts and which named arguments differ; empty for equal fits."""
@@ -391,37 +390,57 @@ class FitSpec:
         return f"<FitSpec {str(self.key)[:12]}>"
 
 
-def _encode_model(name: str, value: Any, captured: dict[str, bytes]) -> bytes:
-    """Encode an argument of the model; the arrays that it holds go to `captured`."""
-    if type(value) is types.FunctionType:
-        try:
-            frame = function_frame(value)
-        except FingerprintError as error:
-            raise error.inside(name) from error.__cause__
-        if frame is not None:
-            return frame
-    return _encode(name, value, functools.partial(_capture, captured, name))
+_STREAM_HEADS = {part: text_frame(part) for part in (*_PARTS, "held")}
 
 
-def _capture(captured: dict[str, bytes], name: str, path: str, frame: bytes) -> None:
-    """Note an array that was met below the callable `name` of the model."""
-    while (place := f"{name}{path}") in captured:
-        path += "'"
-    captured[place] = frame
+def _stream(part: str, frames: Mapping[str, bytes]) -> bytes:
+    """Return one part: its name, how many arguments, and the name and frame of each."""
+    pieces = [_STREAM_HEADS[part], _u64(len(frames))]
+    for name, frame in frames.items():
+        pieces += (text_frame(name), frame)
+    return b"".join(pieces)
+
+
+def _parameters(given: int | Sequence[str] | None, settings: dict[str, Any]) -> Any:
+    if given is not None:
+        return given if isinstance(given, int) else tuple(given)
+    x0 = settings.get("x0")
+    if x0 is None:
+        return None
+    try:
+        return x0.size if type(x0) is np.ndarray else int(np.size(x0))
+    except ValueError:  # ragged lists: the optimizer will say what is wrong with them
+        return None
 
 
 def _named(part: str, value: Any) -> dict[str, Any]:
     if value is None:
         return {}
-    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+    if isinstance(value, (dict, Mapping)) and _STR.issuperset(map(type, value)):
         return dict(value)
     return {part: value}
 
 
+def _mapping(part: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, (dict, Mapping)) or not _STR.issuperset(map(type, value)):
+        raise ArgumentError(
+            f"{part} is a mapping of names to values, not {value!r:.80}: "
+            f'write {part}={{"name": value}}'
+        )
+    return dict(value)
+
+
+_STR = frozenset({str})
+_short = reprlib.Repr()  # bounded work: a list of a million numbers is not spelled out first
+_short.maxlist = _short.maxtuple = _short.maxdict = _short.maxset = 8
+_short.maxstring = _short.maxother = _short.maxlong = 60
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
 def _describe(value: Any) -> str:
     """Return at most 60 characters that tell a person which value this is."""
-    if value is ...:
-        return "captured"
     if isinstance(value, np.ndarray) and value.size > 4:
         return f"{value.dtype}{list(value.shape)}"
     name = getattr(value, "__qualname__", None)
@@ -431,7 +450,7 @@ def _describe(value: Any) -> str:
     if shape is not None and type(value).__module__.partition(".")[0] != "numpy":
         return f"{type(value).__name__}{list(shape)}"
     try:
-        text = " ".join(repr(value).split())
+        text = _ADDRESS.sub("", " ".join(_short.repr(value).split()))
     except Exception:  # noqa: BLE001 (a user's __repr__ may raise anything; this is only a label)
         return type(value).__name__
     return text if len(text) <= 60 else text[:57] + "..."

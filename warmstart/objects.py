@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
 import copyreg
 import enum
 import functools
-import importlib
-import importlib.util
+import struct
 import sys
 import types
 import weakref
@@ -17,129 +15,84 @@ from typing import Any
 import numpy as np
 
 from warmstart.arrays import digest_buffer
-from warmstart.code import Reference, installed_package, instructions, references, resolve
+from warmstart.code import (
+    Absent,
+    Reference,
+    installed_package,
+    instructions,
+    references,
+    resolve,
+)
 from warmstart.errors import FingerprintError
 from warmstart.values import Encoder, writes
 
+__all__: list[str] = []
 
-class Absent:
-    """A name that stands for nothing yet: an empty cell, a global that is not defined."""
+# What these read or do depends on text or on the caller: code that names them has no identity.
+_UNFORESEEABLE = {id(value): value.__name__ for value in (eval, exec, globals, __import__)}
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+_UNREADABLE = "{!r:.80} is compiled code whose content cannot be read"
 
 
 @writes(types.FunctionType)
 def _write_function(encoder: Encoder, function: types.FunctionType) -> None:
-    if not encoder.first_time(function):
+    if encoder.met(function):
         return
     package = installed_package(function.__module__)
     if package and resolve(function.__module__, function.__qualname__) is function:
         encoder.name(b"g", package, function.__module__, function.__qualname__)
         return
-    encoder.out.append(b"F")
+    encoder.note(function)
     code = function.__code__
     digest, names = _code_facts(code)
-    encoder.out.append(digest)
-    encoder.step(".__defaults__", function.__defaults__)
-    encoder.step(".__kwdefaults__", function.__kwdefaults__)
-    steady = encoder.steady
-    if steady is not None:
-        steady.note_function(function)
-    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-        value = _content(cell)
-        if steady is not None:
-            steady.note_cell(cell, value)
-        encoder.captured(f".__closure__[{name!r}]", value)
-    for reference in names:
-        value = _look_up(function, reference)
-        if steady is not None:
-            steady.note_global(function, reference, value)
-        step = f".__globals__[{reference.name!r}]"
-        encoder.captured(".".join((step, *reference.attributes)), value)
+    encoder.out.append(b"F" + digest)
+    encoder.part(".__defaults__", function.__defaults__)
+    encoder.part(".__kwdefaults__", function.__kwdefaults__)
+    if function.__closure__:
+        for name, cell in zip(code.co_freevars, function.__closure__, strict=True):
+            encoder.part(f".__closure__[{name!r}]", _content(cell))
+    if package:  # made by a function of a package, whose version says what its globals are
+        encoder.name(b"g", package)
+    else:
+        for step, reference in names:
+            value = reference.value(function)
+            if id(value) in _UNFORESEEABLE:
+                raise FingerprintError(
+                    f"calls {_UNFORESEEABLE[id(value)]}(), and only running it would tell on what"
+                )
+            encoder.part(step, value)
     encoder.attributes(function.__dict__)
 
 
-class _Steady:
-    """What has to be the same object still for the frame of a function to be the same.
+_Facts = tuple[bytes, tuple[tuple[str, Reference], ...]]
+_facts_of_code: dict[int, tuple[weakref.ref[types.CodeType], _Facts]] = {}
 
-    Only what cannot change without becoming another object is steady: numbers, strings, code,
-    what packages offer. One list, array or instance of the user's makes the whole unsteady.
+
+def _code_facts(code: types.CodeType) -> _Facts:
+    """Return the digest of `code` and the names that it reads, computed once a code object.
+
+    By identity, not by equality: equal code hashes its constants anew each time (1 us), and the
+    whole digest would cost 200 us on every call (CPython 3.11, 2026-11).
     """
-
-    def __init__(self) -> None:
-        self.holds = True
-        self.names: list[tuple[dict[str, Any], str, Any]] = []
-        self.cells: list[tuple[types.CellType, Any]] = []
-        self.functions: list[tuple[types.FunctionType, Any, Any]] = []
-
-    def note_function(self, function: types.FunctionType) -> None:
-        defaults = function.__defaults__
-        plain = all(type(value) in _FIXED for value in defaults or ())
-        self.holds &= plain and not function.__kwdefaults__ and not function.__dict__
-        self.functions.append((function, function.__code__, defaults))
-
-    def note_cell(self, cell: types.CellType, value: Any) -> None:
-        self.holds &= _is_fixed(value)
-        self.cells.append((cell, value))
-
-    def note_global(self, function: types.FunctionType, reference: Reference, value: Any) -> None:
-        held = function.__globals__.get(reference.name, Absent)
-        direct = held is value or (held is Absent and not reference.imported)
-        self.holds &= direct and _is_fixed(value)
-        self.names.append((function.__globals__, reference.name, held))
-
-    def is_so(self) -> bool:
-        for namespace, name, value in self.names:
-            if namespace.get(name, Absent) is not value:
-                return False
-        for function, code, defaults in self.functions:
-            if (
-                function.__code__ is not code
-                or function.__defaults__ is not defaults
-                or function.__kwdefaults__
-                or function.__dict__
-            ):
-                return False
-        return all(_content(cell) is value for cell, value in self.cells)
-
-
-_FIXED = frozenset({type(None), bool, int, float, complex, str, bytes})
-
-
-def _is_fixed(value: Any) -> bool:
-    kind = type(value)
-    if kind in _FIXED or kind is types.FunctionType or kind is np.ufunc or kind is Absent:
-        return True  # functions are noted by themselves when they are written
-    if kind is types.ModuleType:
-        return installed_package(value.__name__) is not None
-    if kind is types.BuiltinFunctionType:
-        return isinstance(value.__self__, types.ModuleType)
-    return isinstance(value, type) and installed_package(value.__module__) is not None
-
-
-_steady_functions: dict[types.FunctionType, tuple[_Steady, bytes]] = {}
-
-
-def function_frame(function: types.FunctionType) -> bytes | None:
-    """Return the frame of a function without arrays, from memory where it must be the same.
-
-    Encoding a function with a helper and a constant takes 5 us, checking that all it stands
-    on is still in its place 0.5 us (2026-11); every hit pays one of them.
-    """
-    known = _steady_functions.get(function)
-    if known is not None and known[0].is_so():
+    known = _facts_of_code.get(id(code))
+    if known is not None and known[0]() is code:
         return known[1]
-    steady = _Steady()
-    encoder = Encoder()
-    encoder.steady = steady
-    frame = encoder.encode(function)
-    if not steady.holds:
-        return None
-    if len(_steady_functions) >= 1000:  # functions made in a loop
-        _steady_functions.clear()
-    _steady_functions[function] = (steady, frame)
-    return frame
+    names = tuple(
+        (".".join((f".__globals__[{name.name!r}]", *name.attributes)), name)
+        for name in references(code)
+    )
+    facts = digest_buffer(Encoder().encode(instructions(code))), names
+    if len(_facts_of_code) > 10_000:  # code made by exec in a loop
+        _facts_of_code.clear()
+    _facts_of_code[id(code)] = (weakref.ref(code), facts)
+    return facts
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return Absent("")
 
 
 @writes(Absent)
@@ -157,36 +110,37 @@ def _write_module(encoder: Encoder, module: types.ModuleType) -> None:
     package = installed_package(module.__name__)
     if package:
         encoder.name(b"M", package, module.__name__)
-    elif encoder.first_time(module):
+    elif not encoder.met(module):
         # The user's own module, handed on as a whole: all that stands in it counts.
-        encoder.name(b"m", module.__name__)
+        encoder.note(module)
+        encoder.out.append(b"m")
         encoder.attributes({k: v for k, v in vars(module).items() if k[:2] != "__"})
 
 
 @writes(types.MethodType)
 def _write_method(encoder: Encoder, method: types.MethodType) -> None:
     encoder.out.append(b"h")
-    encoder.write(method.__func__)
-    encoder.captured(".__self__", method.__self__)
+    encoder.part(".__func__", method.__func__)
+    encoder.part(".__self__", method.__self__)
 
 
 @writes(functools.partial)
 def _write_partial(encoder: Encoder, value: functools.partial[Any]) -> None:
     encoder.out.append(b"p")
-    encoder.step(".func", value.func)
-    encoder.captured(".args", value.args)
-    encoder.captured(".keywords", value.keywords)
+    encoder.part(".func", value.func)
+    encoder.part(".args", value.args)
+    encoder.part(".keywords", value.keywords)
 
 
 @writes(types.BuiltinFunctionType, types.MethodWrapperType)
 def _write_builtin(encoder: Encoder, value: Any) -> None:
     owner = getattr(value, "__self__", None)
-    if owner is not None and not isinstance(owner, types.ModuleType):
+    if owner is None or isinstance(owner, types.ModuleType):
+        _write_named(encoder, value)
+    else:
         encoder.out.append(b"k")
         encoder.write(value.__name__)
-        encoder.step(".__self__", owner)
-        return
-    _write_named(encoder, value)
+        encoder.part(".__self__", owner)
 
 
 @writes(
@@ -198,18 +152,49 @@ def _write_builtin(encoder: Encoder, value: Any) -> None:
 def _write_named(encoder: Encoder, value: Any) -> None:
     """Write something compiled by the name under which its installed package offers it."""
     name = str(getattr(value, "__qualname__", None) or getattr(value, "__name__", ""))
-    for module in _homes(value):
+    owner = getattr(value, "__objclass__", None)
+    home = getattr(value, "__module__", None) or getattr(owner, "__module__", None)
+    homes = [str(home), "numpy", "scipy.special"] if isinstance(value, np.ufunc) else [str(home)]
+    for module in homes:
         package = installed_package(module)
         if package and resolve(module, name) is value:
             encoder.name(b"g", package, module, name)
             return
     inner = getattr(value, "__wrapped__", None)
-    if callable(inner):  # functools.cache, numba, jax.jit: the wrapper's kind, what it wraps
-        encoder.out.append(b"w")
-        _write_type(encoder, type(value))
-        encoder.step(".__wrapped__", inner)
-        return
-    raise FingerprintError(f"{value!r:.80} is compiled code whose content cannot be read")
+    if not callable(inner):
+        raise FingerprintError(_UNREADABLE.format(value))
+    # functools.cache, numba, jax.jit: the kind of wrapper, its options, what it wraps
+    encoder.out.append(b"w")
+    _write_type(encoder, type(value))
+    encoder.part(".targetoptions", getattr(value, "targetoptions", None))  # numba's, as fastmath
+    encoder.part(".__wrapped__", inner)
+
+
+@writes(np.random.Generator)
+def _write_generator(encoder: Encoder, value: np.random.Generator) -> None:
+    encoder.out.append(b"R")
+    encoder.write(dict(value.bit_generator.state))
+
+
+@writes(np.random.RandomState)
+def _write_random_state(encoder: Encoder, value: np.random.RandomState) -> None:
+    # numpy's global one hangs on many library objects (every scipy.stats distribution);
+    # there it is a name, not a state that each draw anywhere would change.
+    if encoder.inside and value is np.random.mtrand._rand:  # noqa: SLF001
+        encoder.name(b"g", "numpy", "numpy.random.mtrand", "_rand")
+    else:
+        encoder.out.append(b"W")
+        encoder.write(dict(value.get_state(legacy=False)))
+
+
+@writes(type(...), type(NotImplemented))
+def _write_constant(encoder: Encoder, value: object) -> None:
+    encoder.name(b"g", "python", "builtins", repr(value))
+
+
+@writes(struct.Struct)
+def _write_struct(encoder: Encoder, value: struct.Struct) -> None:
+    encoder.name(b"g", "python", "struct", value.format)
 
 
 @writes(enum.Enum, derived=True)
@@ -217,85 +202,35 @@ def _write_enum(encoder: Encoder, value: enum.Enum) -> None:
     encoder.out.append(b"E")
     _write_type(encoder, type(value))
     encoder.write(value.name)
-    encoder.write(value.value)
+    encoder.part(".value", value.value)
+
+
+def _package_of(cls: type) -> str | None:
+    """Return the package that offers a class under its name, or None where content counts."""
+    package = installed_package(cls.__module__)
+    # Many classes made while a program runs (make_dataclass, exec) claim a module that does not
+    # know them. Compiled classes (flag 1 << 8: immutable) may be hidden, as ``function`` is.
+    if package and (cls.__flags__ & 1 << 8 or resolve(cls.__module__, cls.__qualname__) is cls):
+        return package
+    return None
 
 
 @writes(type, derived=True)
 def _write_type(encoder: Encoder, cls: type) -> None:
-    package = installed_package(cls.__module__)
-    if package and "<locals>" not in cls.__qualname__:
+    if encoder.met(cls):
+        return
+    package = _package_of(cls)
+    if package:
         encoder.name(b"g", package, cls.__module__, cls.__qualname__)
         return
-    if encoder.first_time(cls):
-        encoder.name(b"C", cls.__qualname__)
-        encoder.write(cls.__bases__)
-        encoder.attributes(_members(cls))
+    encoder.note(cls)
+    encoder.name(b"C", cls.__qualname__)
+    encoder.part(".__class__", type(cls))
+    encoder.part(".__bases__", cls.__bases__)
+    encoder.attributes(_members(cls))
 
 
-@writes(object, derived=True)
-def _write_object(encoder: Encoder, value: Any) -> None:
-    """Write an instance by its class and by what it would take to build it again.
-
-    ``__reduce_ex__`` is the one protocol by which any object of any library says that;
-    nothing is pickled, the pieces are encoded like other values.
-    """
-    if not encoder.first_time(value):
-        return
-    cls = type(value)
-    package = installed_package(cls.__module__)
-    if package and _write_of_library(encoder, value, package):
-        return
-    try:
-        reduce = copyreg.dispatch_table.get(cls)
-        reduced = reduce(value) if reduce else value.__reduce_ex__(4)
-    except Exception as error:
-        raise FingerprintError(
-            f"a {cls.__module__}.{cls.__qualname__} has no content to identify it by ({error})"
-        ) from error
-    encoder.out.append(b"o")
-    if isinstance(reduced, str):
-        encoder.name(b"q", cls.__module__, reduced)
-        return
-    build, args, state, items, pairs = (*reduced, None, None, None)[:5]
-    encoder.write(build)
-    encoder.captured("", args)
-    plain, slots = state if type(state) is tuple and len(state) == 2 else (state, None)
-    for part in (plain, slots):
-        if type(part) is dict and all(type(key) is str for key in part):
-            encoder.attributes(part)
-        else:
-            encoder.captured("", part)
-    encoder.captured("", None if items is None else list(items))
-    if pairs is not None:
-        pairs = list(pairs) if isinstance(value, OrderedDict) else dict(pairs)
-    encoder.captured("", pairs)
-
-
-def _write_of_library(encoder: Encoder, value: Any, package: str) -> bool:
-    """Write what an installed package's instance is known by better than by its content."""
-    cls = type(value)
-    home = sys.modules[cls.__module__]
-    for name, other in vars(home).items():
-        if other is value:  # a module's own instance, such as scipy.stats.norm
-            encoder.name(b"g", package, home.__name__, name)
-            return True
-    if callable(value) and hasattr(value, "__qualname__"):
-        _write_named(encoder, value)
-        return True
-    optimize = sys.modules.get("scipy.optimize")
-    if optimize and cls in {optimize.BFGS, optimize.SR1}:
-        # A quasi-Newton strategy is initialized again by every fit; what the last one left in
-        # it is not what it is, and must not change the key of the next.
-        encoder.out.append(b"H")
-        _write_type(encoder, cls)
-        encoder.attributes({k: v for k, v in vars(value).items() if k not in _FIT_STATE})
-        return True
-    return False
-
-
-_FIT_STATE = frozenset({"first_iteration", "approx_type", "B", "H", "n"})
-
-# What a class says of itself besides what it does.
+# What a class says of itself besides what it does, or lazily notes about itself.
 _CLASS_NOISE = frozenset(
     {
         "__abstractmethods__",
@@ -303,7 +238,6 @@ _CLASS_NOISE = frozenset(
         "__annotate_func__",
         "__annotations__",
         "__annotations_cache__",
-        "__dataclass_fields__",
         "__dataclass_params__",
         "__dict__",
         "__doc__",
@@ -313,6 +247,7 @@ _CLASS_NOISE = frozenset(
         "__orig_bases__",
         "__parameters__",
         "__qualname__",
+        "__slotnames__",
         "__static_attributes__",
         "__weakref__",
         "_abc_impl",
@@ -320,11 +255,28 @@ _CLASS_NOISE = frozenset(
 )
 
 
+class _Plain(enum.Enum):
+    A = 1
+
+
+class _PlainFlag(enum.Flag):
+    A = 1
+
+
+# What the enum machinery makes of the members, whose names and values stand for it.
+_ENUM_NOISE = _CLASS_NOISE.union(vars(_Plain), vars(_PlainFlag)) - {"A"}
+
+
 def _members(cls: type) -> dict[str, Any]:
+    noise, members = _CLASS_NOISE, {}
     if issubclass(cls, enum.Enum):
-        own = {k: v for k, v in vars(cls).items() if isinstance(v, types.FunctionType)}
-        return own | {name: member.value for name, member in cls.__members__.items()}
-    return {name: _member(v) for name, v in vars(cls).items() if name not in _CLASS_NOISE}
+        members = {name: member.value for name, member in cls.__members__.items()}
+        noise = _ENUM_NOISE.union(members)
+    own = {name: _member(v) for name, v in vars(cls).items() if name not in noise}
+    if "__dataclass_fields__" in own:  # the rest of it is in the generated methods
+        fields = own["__dataclass_fields__"]
+        own["__dataclass_fields__"] = {name: dict(fields[name].metadata) for name in fields}
+    return own | members
 
 
 def _member(value: Any) -> Any:
@@ -340,67 +292,84 @@ def _member(value: Any) -> Any:
     return value
 
 
-_facts_of_code: dict[int, tuple[weakref.ref[types.CodeType], bytes, tuple[Reference, ...]]] = {}
+@writes(object, derived=True)
+def _write_object(encoder: Encoder, value: Any) -> None:
+    """Write an instance by its class and by what it would take to build it again.
 
-
-def _code_facts(code: types.CodeType) -> tuple[bytes, tuple[Reference, ...]]:
-    """Return the digest of `code` and the names that it reads, computed once a code object.
-
-    By identity, not by equality: equal code hashes its constants anew each time (1 us), and the
-    whole digest would cost 200 us on every call (CPython 3.11, 2026-11).
+    ``__reduce_ex__`` is the one protocol by which any object of any library says that;
+    nothing is pickled, the pieces are encoded like other values.
     """
-    known = _facts_of_code.get(id(code))
-    if known is not None and known[0]() is code:
-        return known[1], known[2]
-    digest = digest_buffer(Encoder().encode(instructions(code)))
-    names = references(code)
-    if len(_facts_of_code) > 10_000:  # code made by exec in a loop
-        _facts_of_code.clear()
-    _facts_of_code[id(code)] = (weakref.ref(code), digest, names)
-    return digest, names
+    if encoder.met(value) or _write_of_library(encoder, value):
+        return
+    build, args, state, items, pairs = _reduce(value)
+    if state is not None or items is not None or pairs is not None:
+        encoder.note(value)  # not dates, fractions, paths: there equal is as good as the same
+    encoder.out.append(b"o")
+    encoder.part("", build)
+    encoder.part("", args)
+    # The default state of a class with __slots__ is a pair: attributes, and slots.
+    parts = state if type(state) is tuple and len(state) == 2 else (state,)
+    encoder.out.append(bytes([len(parts)]))
+    for part in parts:
+        if type(part) is dict and all(type(key) is str for key in part):
+            passing = _passing(type(value))
+            encoder.attributes({k: v for k, v in part.items() if k not in passing})
+        else:
+            encoder.part("", part)
+    encoder.part("", None if items is None else list(items))
+    if pairs is not None:
+        pairs = list(pairs) if isinstance(value, OrderedDict) else dict(pairs)
+    encoder.part("", pairs)
 
 
-def _content(cell: types.CellType) -> Any:
+def _reduce(value: Any) -> tuple[Any, ...]:
+    cls = type(value)
     try:
-        return cell.cell_contents
-    except ValueError:
-        return Absent("")
+        reduce = copyreg.dispatch_table.get(cls)
+        reduced = reduce(value) if reduce else value.__reduce_ex__(4)
+    except RecursionError:
+        raise
+    except Exception as error:
+        raise FingerprintError(
+            f"a {cls.__module__}.{cls.__qualname__} has no content to identify it by ({error})"
+        ) from error
+    if isinstance(reduced, str) and callable(value):
+        raise FingerprintError(_UNREADABLE.format(value))
+    if isinstance(reduced, str):  # the name of a global of its class's module
+        return (getattr, (cls, reduced), None, None, None)
+    return (*reduced, None, None, None)[:5]
 
 
-def _look_up(function: types.FunctionType, reference: Reference) -> Any:
-    """Return what a name in a function stands for at this moment."""
-    if reference.imported:
-        value = _imported(function, reference)
-    else:
-        value = function.__globals__.get(reference.name, Absent)
-        if value is Absent:
-            scope = function.__globals__.get("__builtins__", builtins)
-            scope = scope if isinstance(scope, dict) else vars(scope)
-            value = scope.get(reference.name, Absent(reference.name))
-    for attribute in reference.attributes:
-        # Only through the user's own modules: a library stands for all that it offers, and
-        # what an object offers is part of the object.
-        if type(value) is not types.ModuleType or installed_package(value.__name__):
-            break
-        value = getattr(value, attribute, Absent(attribute))
-    return value
+def _write_of_library(encoder: Encoder, value: Any) -> bool:
+    """Write what an installed package's instance is known by better than by its content."""
+    cls = type(value)
+    package = _package_of(cls)
+    if callable(value) and hasattr(value, "__qualname__"):
+        module = installed_package(value.__module__)
+        if package or (module and resolve(value.__module__, value.__qualname__) is value):
+            _write_named(encoder, value)  # the latter for Cython's functions
+            return True
+    if not package:
+        return False
+    home = sys.modules.get(cls.__module__)
+    for name, other in list(vars(home).items()) if home else ():
+        if other is value:  # a module's own instance, such as scipy.stats.norm
+            encoder.name(b"g", package, cls.__module__, name)
+            return True
+    return False
 
 
-def _imported(function: types.FunctionType, reference: Reference) -> Any:
-    package = function.__globals__.get("__package__") or ""
-    try:
-        name = importlib.util.resolve_name("." * reference.level + reference.name, package)
-        if installed_package(name) and name not in sys.modules:
-            return Absent(f"{installed_package(name)}:{name}")  # not worth importing for a key
-        return importlib.import_module(name)
-    except ImportError:
-        return Absent(reference.name)
+_TEXTS = frozenset({"__doc__", "__module__"})  # functools.update_wrapper leaves them in instances
+# A strategy is begun anew by every fit; a ufunc is made of the function when it is first called.
+_QUASI_NEWTON = _TEXTS | {"first_iteration", "approx_type", "B", "H", "n"}
+_VECTORIZED = _TEXTS | {"_doc", "_ufunc", "_in_and_out_core_dims"}
 
 
-def _homes(value: Any) -> tuple[str, ...]:
-    """Return the modules that may offer something compiled under its own name."""
-    owner = getattr(value, "__objclass__", None)
-    module = getattr(value, "__module__", None) or getattr(owner, "__module__", None)
-    if isinstance(value, np.ufunc):
-        return (module or "numpy", "numpy", "scipy.special")
-    return (module,) if module else ()
+def _passing(cls: type) -> frozenset[str]:
+    """Return the attributes of instances that must not count, such as what a last use left."""
+    if issubclass(cls, np.vectorize):
+        return _VECTORIZED
+    optimize = sys.modules.get("scipy.optimize")
+    if optimize and issubclass(cls, (optimize.BFGS, optimize.SR1)):
+        return _QUASI_NEWTON
+    return _TEXTS

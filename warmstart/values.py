@@ -1,9 +1,9 @@
 """From a value to bytes that no other value shares.
 
-Every value becomes one self-delimiting frame: a type byte, then either a fixed number of bytes
-or a length and so many bytes, or a count and so many frames. A stream of such frames can be
-read in one way only, so two different streams mean two different values (a property test
-reads them back). Whatever exceeds `INLINE` bytes stands by its BLAKE3 digest.
+Every value becomes one self-delimiting frame: a type byte, then either a fixed number of bytes,
+or a size and so many bytes, or a fixed number of frames. A stream of such frames can be read in
+one way only, so two different streams mean two different values (a property test reads them
+back). Whatever exceeds `INLINE` bytes stands by its BLAKE3 digest.
 
 What counts: type, and every bit of the content (``-0.0`` is not ``0.0``, ``1`` is not ``1.0``).
 What does not: memory layout of arrays, insertion order of dicts and sets, where in memory or on
@@ -13,7 +13,8 @@ disk things are, and whether equal containers are one object or two.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -76,21 +77,29 @@ def _choose_writer(cls: type) -> Write:
     return writer
 
 
+_SCALARS = frozenset({type(None), bool, int, float, complex, str})
 _ONLY_STR = frozenset({str})
 _frame_of_text: dict[str, bytes] = {}
+
+
+def _frame(code: bytes, content: bytes) -> bytes:
+    size = len(content)
+    return _sized(code, size) + (content if size <= INLINE else digest_buffer(content))
 
 
 def text_frame(text: str) -> bytes:
     """Return the frame of a string; names come back in every key (0.1 us, not 0.5)."""
     frame = _frame_of_text.get(text)
     if frame is None:
-        raw = text.encode("utf-8", "surrogatepass")
-        frame = _sized(b"s", len(raw)) + (raw if len(raw) <= INLINE else digest_buffer(raw))
-        if len(raw) <= 40:
+        frame = _frame(b"s", text.encode("utf-8", "surrogatepass"))
+        if len(frame) <= 50:
             if len(_frame_of_text) > 10_000:
                 _frame_of_text.clear()
             _frame_of_text[text] = frame
     return frame
+
+
+_NO_ATTRIBUTES = _frame(b"d", b"")
 
 
 class Encoder:
@@ -99,9 +108,11 @@ class Encoder:
     Parameters
     ----------
     capture : callable, optional
-        Called as ``capture(path, frame)`` for each array, series or frame that is met inside
-        a function or an object; its place in the stream then only says that data stands there.
-        Without it, such data is part of the stream.
+        Called as ``capture(path, value, frame)`` for each array, series or frame of data that
+        is met inside a function or an object; its place in the stream then only says that data
+        stands there. Without it, such data is part of the stream.
+    name : str, optional
+        The argument's name, with which the path begins.
 
     Notes
     -----
@@ -110,17 +121,21 @@ class Encoder:
     one value: the numbers must not depend on what was encoded before.
     """
 
-    __slots__ = ("_capture", "_containers", "_kept", "_met", "_open", "_trail", "out", "steady")
+    __slots__ = ("_capture", "_containers", "_digested", "_marks", "_met", "_name", "_open", "_trail", "out")
 
-    def __init__(self, capture: Callable[[str, bytes], None] | None = None) -> None:
+    def __init__(
+        self, capture: Callable[[str, Any, bytes], None] | None = None, name: str = ""
+    ) -> None:
         self.out: list[bytes] = []
-        self.steady: Any = None
         self._capture = capture
+        self._name = name
         self._trail: list[str] = []
-        self._met: dict[int, int] = {}
-        self._kept: list[object] = []  # ids are unique only while the objects live
+        # Ids are unique only while the objects live: both tables keep what they number.
+        self._met: dict[int, tuple[int, object]] = {}
+        self._digested: dict[int, tuple[bytes, object]] = {}
         self._open: dict[int, int] = {}
         self._containers = 0
+        self._marks = 0  # how often something was written that holds at its place only
 
     def encode(self, value: Any) -> bytes:
         """Return the frame of `value`.
@@ -140,66 +155,68 @@ class Encoder:
         """Append the frame of `value` to ``out``."""
         (_by_class.get(type(value)) or _choose_writer(type(value)))(self, value)
 
-    def _separate(self, value: Any) -> bytes:
-        """Encode on its own, as must be done where frames are sorted before they are joined."""
-        out, self.out = self.out, []
-        met, self._met = self._met, {}
-        try:
-            self.write(value)
-            return b"".join(self.out)
-        finally:
-            self.out, self._met = out, met
-
-    def step(self, step: str, value: Any) -> None:
-        """Write a part of a value; an error in it is told with the step that leads there."""
-        try:
-            self.write(value)
-        except FingerprintError as error:
-            raise error.inside(step) from None
-
     def name(self, code: bytes, *names: str) -> None:
         """Write a type byte and so many names."""
         self.out.append(code)
         self.out.extend(map(text_frame, names))
 
-    def _enter(self, value: object) -> bool:
-        """Note that a container is being written; False where it stands inside itself."""
-        self._containers += 1
-        if self._containers > _MAX_CONTAINERS:
-            raise FingerprintError("holds more than 20 million containers")
-        depth = self._open.get(id(value))
-        if depth is None:
-            self._open[id(value)] = len(self._open)
-            return True
-        self.out.append(b"^" + _u64(len(self._open) - depth))
-        return False
-
-    def first_time(self, value: object) -> bool:
-        """Note a function, class or instance; False (and a reference) where it was met before."""
-        number = self._met.get(id(value))
-        if number is None:
-            self._met[id(value)] = len(self._met)
-            self._kept.append(value)
-            return True
-        self.out.append(b"@" + _u64(number))
-        return False
-
-    def captured(self, step: str, value: Any) -> None:
-        """Write what a function or object holds; arrays in it are data."""
+    def part(self, step: str, value: Any) -> None:
+        """Write what a function or object holds: arrays in it are data, errors tell the step."""
+        if type(value) in _SCALARS:
+            self.write(value)
+            return
         self._trail.append(step)
         try:
             self.write(value)
         except FingerprintError as error:
-            raise error.inside(step) from None
-        finally:
-            self._trail.pop()
+            raise error.inside(step) from error.__cause__
+        self._trail.pop()
 
     def attributes(self, attributes: Mapping[str, Any]) -> None:
         """Write named parts of a function or object, in the order of their names."""
-        self.out.append(_sized(b"d", len(attributes)))
+        if not attributes:
+            self.out.append(_NO_ATTRIBUTES)
+            return
+        outer, self.out = self.out, []
         for name in sorted(attributes):
             self._write_str(name)
-            self.captured(f".{name}", attributes[name])
+            self.part(f".{name}", attributes[name])
+        outer.append(_frame(b"d", b"".join(self.out)))
+        self.out = outer
+
+    def met(self, value: object) -> bool:
+        """Whether a function, class or instance was noted before: if so, refer to it."""
+        known = self._met.get(id(value))
+        if known is None:
+            return False
+        self.out.append(b"@" + _u64(known[0]))
+        return True
+
+    def note(self, value: object) -> None:
+        """Give a number to a function, class or instance that is about to be written."""
+        self._met[id(value)] = (len(self._met), value)
+        self._marks += 1
+
+    def _separate(self, value: Any) -> bytes:
+        """Encode a dict's key or a set's item: their frames are sorted before they are joined.
+
+        So nothing in it may depend on the order in which they come: numbers given inside are
+        taken back, and its arrays are content.
+        """
+        outer, self.out = self.out, []
+        capture, self._capture = self._capture, None
+        noted = len(self._met)
+        self.write(value)
+        if len(self._met) > noted:
+            self._take_back(noted)
+        frame = b"".join(self.out)
+        self.out, self._capture = outer, capture
+        return frame
+
+    def _take_back(self, noted: int) -> None:
+        while len(self._met) > noted:
+            self._met.popitem()
+        self._digested.clear()  # some of it may refer to the numbers taken back
 
     # Scalars
 
@@ -216,8 +233,8 @@ class Encoder:
         if -(1 << 63) <= value < 1 << 63:
             self.out.append(_int(b"i", value))
         else:
-            raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-            self.out.append(_sized(b"I", len(raw)) + raw)
+            size = value.bit_length() // 8 + 1
+            self.out.append(_frame(b"I", value.to_bytes(size, "little", signed=True)))
 
     @writes(float)
     def _write_float(self, value: float) -> None:
@@ -227,40 +244,78 @@ class Encoder:
     def _write_complex(self, value: complex) -> None:
         self.out.append(_complex(b"c", value.real, value.imag))
 
-    def _write_raw(self, code: bytes, raw: Any) -> None:
-        size = len(raw)
-        self.out.append(_sized(code, size))
-        self.out.append(bytes(raw) if size <= INLINE else digest_buffer(raw))
-
     @writes(str)
     def _write_str(self, value: str) -> None:
         self.out.append(_frame_of_text.get(value) or text_frame(value))
 
     @writes(bytes)
     def _write_bytes(self, value: bytes) -> None:
-        self._write_raw(b"b", value)
+        self.out.append(_frame(b"b", value))
 
     @writes(bytearray)
     def _write_bytearray(self, value: bytearray) -> None:
-        self._write_raw(b"B", value)
-
-    @writes(type(...), type(NotImplemented))
-    def _write_constant(self, value: object) -> None:
-        self.name(b"g", "python", "builtins", repr(value))
+        self.out.append(_frame(b"B", bytes(value)))
 
     @writes(range)
     def _write_range(self, value: range) -> None:
         self.out.append(b"r")
-        for part in (value.start, value.stop, value.step):
-            self._write_int(part)
+        self._write_int(value.start)
+        self._write_int(value.stop)
+        self._write_int(value.step)
 
     @writes(slice)
     def _write_slice(self, value: slice) -> None:
         self.out.append(b"/")
-        for part in (value.start, value.stop, value.step):
-            self.write(part)
+        self.write(value.start)
+        self.write(value.stop)
+        self.write(value.step)
 
     # Containers
+
+    def _enter(self, value: object) -> bool:
+        """Note that a container is being written; False where it stands inside itself."""
+        depth = self._open.get(id(value))
+        if depth is None:
+            self._open[id(value)] = len(self._open)
+            return True
+        self.out.append(b"^" + _u64(len(self._open) - depth))
+        self._marks += 1
+        return False
+
+    def _again(self, value: object) -> bool:
+        """Whether a long container or array was written before: if so, write it from memory.
+
+        Without it ``a = [a, a]``, done a hundred times, would never end.
+        """
+        self._containers += 1
+        if self._containers > _MAX_CONTAINERS:
+            raise FingerprintError("holds more than 20 million containers")
+        known = self._digested.get(id(value))
+        if known is None:
+            return False
+        self.out.append(known[0])
+        return True
+
+    def _close(self, code: bytes, outer: list[bytes], marks: int, value: object) -> None:
+        content = b"".join(self.out)
+        frame = _frame(code, content)
+        self.out = outer
+        outer.append(frame)
+        if len(content) > INLINE and marks == self._marks:
+            self._digested[id(value)] = (frame, value)
+
+    def _write_items(self, code: bytes, items: Sequence[Any]) -> None:
+        if self._again(items):
+            return
+        outer, self.out = self.out, []
+        marks = self._marks
+        i = 0
+        try:
+            for i, item in enumerate(items):  # noqa: B007 (i names the item at fault)
+                (_by_class.get(type(item)) or _choose_writer(type(item)))(self, item)
+        except FingerprintError as error:
+            raise error.inside(f"[{i}]") from error.__cause__
+        self._close(code, outer, marks, items)
 
     @writes(tuple)
     def _write_tuple(self, value: tuple[Any, ...]) -> None:
@@ -272,79 +327,96 @@ class Encoder:
             self._write_items(b"l", value)
             del self._open[id(value)]
 
-    def _write_items(self, code: bytes, items: tuple[Any, ...] | list[Any]) -> None:
-        self.out.append(_sized(code, len(items)))
-        i = 0
-        try:
-            for i, item in enumerate(items):  # noqa: B007 (i names the item at fault)
-                (_by_class.get(type(item)) or _choose_writer(type(item)))(self, item)
-        except FingerprintError as error:
-            raise error.inside(f"[{i}]") from None
-
     @writes(dict)
     def _write_dict(self, value: Mapping[Any, Any]) -> None:
         if self._enter(value):
-            self._write_pairs(value)
+            self._write_pairs(b"d", value)
             del self._open[id(value)]
 
-    def _write_pairs(self, value: Mapping[Any, Any]) -> None:
-        self.out.append(_sized(b"d", len(value)))
-        key = None
+    @writes(types.MappingProxyType)
+    def _write_view(self, value: Mapping[Any, Any]) -> None:
+        self.out.append(b"v")
+        self._write_dict(dict(value))
+
+    def _write_pairs(self, code: bytes, value: Mapping[Any, Any]) -> None:
+        if self._again(value):
+            return
+        outer, self.out = self.out, []
+        marks = self._marks
+        key: Any = ...
         try:
             if _ONLY_STR.issuperset(map(type, value)):
                 for key in sorted(value):
                     self._write_str(key)
                     item = value[key]
                     (_by_class.get(type(item)) or _choose_writer(type(item)))(self, item)
-                return
-            frames = [(self._separate(key), key) for key in value]
-            for frame, key in sorted(frames, key=itemgetter(0)):
-                self.out.append(frame)
-                self.write(value[key])
+            else:
+                for frame, key in self._in_order(value):
+                    self.out.append(frame)
+                    self.write(value[key])
         except FingerprintError as error:
-            raise error.inside(f"[{key!r:.40}]") from None
+            step = "" if key is ... else f"[{key!r:.40}]"
+            raise error.inside(step) from error.__cause__
+        self._close(code, outer, marks, value)
+
+    def _in_order(self, keys: Mapping[Any, Any]) -> list[tuple[bytes, Any]]:
+        pairs = [(self._separate(key), key) for key in keys]
+        pairs.sort(key=itemgetter(0))
+        if len({frame for frame, _ in pairs}) < len(pairs):
+            raise FingerprintError("has two keys that cannot be told apart")
+        return pairs
 
     @writes(set, frozenset)
     def _write_set(self, value: set[Any] | frozenset[Any]) -> None:
-        code = b"S" if type(value) is set else b"Z"
-        self.out.append(_sized(code, len(value)))
-        self.out.extend(sorted(self._separate(item) for item in value))
+        if self._again(value):
+            return
+        outer, self.out = self.out, []
+        marks = self._marks
+        try:
+            self.out = sorted(map(self._separate, value))
+        except FingerprintError as error:
+            raise error.inside("{...}") from error.__cause__
+        self._close(b"S" if type(value) is set else b"Z", outer, marks, value)
 
     # Data
 
     def data(self, write: Callable[[Encoder, Any], None], value: Any) -> None:
         """Write data, or hand it to `capture` where it stands inside a function or object."""
+        outer, self.out = self.out, []
+        marks, noted = self._marks, len(self._met)
+        if not self._again(value):
+            write(self, value)
+        frame = b"".join(self.out)
+        self.out = outer
+        if marks == self._marks:
+            self._digested[id(value)] = (frame, value)
         if self._capture is None or not self._trail:
-            write(self, value)
+            outer.append(frame)
             return
-        out, self.out = self.out, []
-        try:
-            write(self, value)
-            self._capture("".join(self._trail), b"".join(self.out))
-        finally:
-            self.out = out
-        self.out.append(b"*")
+        if len(self._met) > noted:
+            self._take_back(noted)  # the model must not refer to what only the data say
+        self._capture(self._name + "".join(self._trail), value, frame)
+        self._marks += 1
+        outer.append(b"*")
 
     @writes(np.ndarray)
     def _write_array(self, value: np.ndarray[Any, Any]) -> None:
-        self.data(write_array, value)
+        if self._trail or value.nbytes > INLINE:
+            self.data(write_array, value)
+        else:
+            write_array(self, value)
 
     @writes(np.generic, derived=True)
     def _write_scalar(self, value: np.generic) -> None:
         self.out.append(b"n")
         write_array(self, np.asarray(value))
 
-    @writes(np.random.Generator)
-    def _write_generator(self, value: np.random.Generator) -> None:
-        self.out.append(b"R")
-        self._write_dict(dict(value.bit_generator.state))
+    @writes(np.dtype, derived=True)
+    def _write_dtype(self, value: np.dtype[Any]) -> None:
+        self.out.append(b"y")
+        self._write_items(b"t", value.__reduce__()[1:])
 
-    @writes(np.random.RandomState)
-    def _write_random_state(self, value: np.random.RandomState) -> None:
-        # numpy's global one hangs on many library objects (every scipy.stats distribution);
-        # there it is a name, not a state that each draw anywhere would change.
-        if self._trail and value is np.random.mtrand._rand:  # noqa: SLF001
-            self.name(b"g", "numpy", "numpy.random.mtrand", "_rand")
-            return
-        self.out.append(b"W")
-        self._write_dict(dict(value.get_state(legacy=False)))
+    @property
+    def inside(self) -> bool:
+        """Whether what is being written is held by a function or an object."""
+        return bool(self._trail)

@@ -1,0 +1,134 @@
+"""The house: imports run downward, examples run, nothing executable is stored."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import warmstart
+
+# From the ground up. A module imports only from floors below its own.
+FLOORS = [
+    ["errors"],
+    ["arrays", "code", "backends"],
+    ["values", "backends.memory", "backends.place"],
+    ["objects", "backends.lmdb"],
+    ["fingerprint", "codec"],
+    ["record"],
+    ["rows"],
+    ["upkeep", "bundle"],
+    ["store"],
+    ["session", "warm"],
+    ["recording", "rewarn", "surfaces"],
+    ["wrapping"],
+    ["optimize"],
+    ["patch"],
+    ["demo", "report"],
+    ["cli"],
+    ["__main__"],
+]
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+ROOT = Path(warmstart.__file__).parent
+MODULES = sorted(
+    m.name.removeprefix("warmstart.") for m in pkgutil.walk_packages([str(ROOT)], "warmstart.")
+)
+
+
+def imports(name):
+    """Yield the warmstart modules that a module imports when it runs (not for type checking)."""
+    path = ROOT / (name.replace(".", "/") + ".py")
+    path = path if path.exists() else ROOT / name / "__init__.py"
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(node)
+        for guard in ast.walk(tree)
+        if isinstance(guard, ast.If) and "TYPE_CHECKING" in ast.dump(guard.test)
+        for node in ast.walk(guard)
+    }
+    late = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only or id(node) in late:
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("warmstart"):
+            below = node.module.removeprefix("warmstart").removeprefix(".")
+            names = [below] if below else [alias.name for alias in node.names]
+            yield from names
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_run_downward(name):
+    """Every module stands on a floor, and imports only from below."""
+    assert name in FLOOR_OF
+    for other in imports(name):
+        assert FLOOR_OF[other] < FLOOR_OF[name], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("name", ["", *MODULES])
+def test_examples_run(name):
+    """Examples in docstrings print what they say."""
+    if name in {"__main__", "optimize"}:  # it runs when imported; its examples are scipy's
+        return
+    module = importlib.import_module(f"warmstart.{name}" if name else "warmstart")
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_executable_is_stored(name):
+    """No module uses pickle, marshal, shelve, eval or exec."""
+    path = ROOT / (name.replace(".", "/") + ".py")
+    path = path if path.exists() else ROOT / name / "__init__.py"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert not {a.name for a in node.names} & {"pickle", "marshal", "shelve"}
+        if isinstance(node, ast.ImportFrom):
+            assert node.module not in {"pickle", "marshal", "shelve"}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in {"eval", "exec", "compile"}
+
+
+def test_public_names_are_documented():
+    """Everything that `import warmstart` offers has a docstring."""
+    for name in warmstart.__all__:
+        assert getattr(warmstart, name).__doc__, name
+
+
+def test_importing_is_light():
+    """Importing warmstart imports neither pandas, polars, psutil nor scikit-learn."""
+    code = (
+        "import sys, warmstart; "
+        "assert not {'pandas', 'polars', 'psutil', 'sklearn', 'rich'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_typed_user_code_type_checks(tmp_path):
+    """A file of ordinary typed user code passes the strict type checker."""
+    pytest.importorskip("mypy")
+    code = """
+import numpy as np
+from warmstart import FitSpec, LoadedEntry, Session, Store, Warm, optimize, using
+
+store = Store("place", ttl=60.0)
+with store.session(FitSpec(model="m", settings={"x0": np.ones(2)})) as session:
+    kept: bool = session.checkpoint(np.ones(2), objective=1.0)
+    loaded: LoadedEntry | None = session.try_load()
+with using(store=store) as fits:
+    result = optimize.minimize(lambda x: float(x @ x), [1.0], warm=Warm(refit=True))
+saved: int = sum(fit.evaluations_saved for fit in fits)
+"""
+    file = tmp_path / "user.py"
+    file.write_text(code)
+    subprocess.run([sys.executable, "-m", "mypy", "--strict", str(file)], check=True, cwd=tmp_path)

@@ -1,0 +1,249 @@
+"""The command line: for people by default, for machines with --json."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from warmstart import Store, cli, optimize, using
+from warmstart.backends import Batch
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A store with three fits, named by the environment."""
+    place = tmp_path / "store"
+    monkeypatch.setenv("WARMSTART_STORE", str(place))
+    monkeypatch.setenv("COLUMNS", "200")
+    with Store(place) as store, using(store=store):
+        for tol in (1e-3, 1e-6):
+            optimize.minimize(optimize.rosen, [1.3, 0.7], method="BFGS", tol=tol)
+        optimize.least_squares(lambda p: p - 3.0, [0.0, 1.0])
+    return place
+
+
+@pytest.fixture
+def keys(place):
+    with Store(place) as store:
+        return [str(key) for key in store.keys()]
+
+
+def run(capsys, *arguments):
+    """Run a command; returns exit code, standard output and standard error."""
+    try:
+        code = cli.main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def run_json(capsys, *arguments):
+    code, out, _ = run(capsys, *arguments, "--json")
+    assert code == 0
+    return json.loads(out)
+
+
+class TestCommands:
+    """Each command, both ways."""
+
+    def test_help_is_worth_reading(self, capsys):
+        """--help lists all commands, exit codes and how keys are abbreviated."""
+        code, out, _ = run(capsys, "--help")
+        assert code == 0
+        for word in (
+            "demo",
+            "run",
+            "ls",
+            "show",
+            "explain",
+            "stats",
+            "verify",
+            "gc",
+            "export",
+            "import",
+            "Exit codes",
+            "first digits",
+        ):
+            assert word in out
+        for command in (
+            "demo",
+            "run",
+            "ls",
+            "show",
+            "explain",
+            "stats",
+            "verify",
+            "gc",
+            "export",
+            "import",
+        ):
+            code, out, _ = run(capsys, command, "--help")
+            assert (code, "--json" in out) == (0, True)
+
+    def test_ls(self, place, keys, capsys):
+        """Fits are listed newest first; a long list is cut with a count."""
+        rows = run_json(capsys, "ls")
+        assert sorted(row["key"] for row in rows) == sorted(keys)
+        assert "least_squares" in rows[0]["what"]
+        code, out, _ = run(capsys, "ls", "--limit", "1")
+        assert code == 0
+        assert "and 2 more" in out
+        assert rows[0]["key"][:12] in out
+
+    def test_show(self, keys, capsys):
+        """A fit's arguments and runs are shown under an abbreviated key."""
+        shown = run_json(capsys, "show", keys[0][:8])
+        assert shown["key"] == keys[0]
+        assert {"part", "argument", "value"} == set(shown["arguments"][0])
+        assert shown["entries"][0]["kind"] == "final"
+        code, out, _ = run(capsys, "show", keys[0])
+        assert (code, keys[0] in out) == (0, True)
+
+    def test_explain(self, place, capsys):
+        """Two fits that differ in one argument are told apart by it."""
+        with Store(place) as store:
+            bfgs = [
+                str(key)
+                for key in store.keys()
+                if "BFGS" in store.summary(key).arguments["settings"]["method"][1]
+            ]
+        (difference,) = run_json(capsys, "explain", *bfgs)
+        assert (difference["part"], difference["name"]) == ("settings", "tol")
+        assert "tol" in run(capsys, "explain", *bfgs)[1]
+        assert run(capsys, "explain", bfgs[0], bfgs[0])[1] == "the same fit\n"
+
+    def test_stats(self, place, capsys):
+        """Counts and the place."""
+        stats = run_json(capsys, "stats")
+        assert (stats["keys"], stats["finals"], stats["address"]) == (3, 3, str(place))
+        assert str(place) in run(capsys, "stats")[1]
+
+    def test_verify(self, place, capsys):
+        """A sound store exits with 0, a damaged one with 1, a repaired one with 0."""
+        assert run(capsys, "verify")[0] == 0
+        with Store(place) as store:
+            item = store.backend.scan(b"e")[0]
+            store.backend.apply(Batch({item.key: item.value[:-1] + b"?"}))
+        code, out, _ = run(capsys, "verify")
+        assert (code, "1 damaged" in out, "--repair" in out) == (1, True, True)
+        assert run_json(capsys, "verify", "--repair")["repaired"] == 1
+        assert run(capsys, "verify")[0] == 0
+
+    def test_gc(self, place, capsys):
+        """Nothing to sweep in a small fresh store."""
+        assert run_json(capsys, "gc") == {}
+        assert "nothing" in run(capsys, "gc")[1]
+
+    def test_export_and_import(self, place, keys, tmp_path, capsys):
+        """A bundle carries every fit to another store; a second import skips them."""
+        bundle = str(tmp_path / "fits.zip")
+        assert run_json(capsys, "export", bundle) == {"exported": 3}
+        other = str(tmp_path / "other")
+        first = run_json(capsys, "import", "--store", other, bundle)
+        assert first == {"added": 3, "skipped": 0}
+        assert run_json(capsys, "import", "--store", other, bundle) == {"added": 0, "skipped": 3}
+        with Store(other) as store, using(store=store):
+            assert [str(key) for key in store.keys()] == keys
+            again = optimize.minimize(optimize.rosen, [1.3, 0.7], method="BFGS", tol=1e-6)
+            assert again.warm.source == "final"
+            assert store.verify().sound
+
+    def test_demo(self, capsys):
+        """The demo reproduces published digits, and its table has a kill and a resumption."""
+        rows = run_json(capsys, "demo")
+        assert [row["source"] for row in rows] == [
+            "cold", "final", "cold", "final", "killed", "checkpoint", "final",
+        ]  # fmt: skip
+        assert all(row["digits"] is None or row["digits"] > 3.5 for row in rows)
+        assert rows[0]["digits"] > 6
+        assert rows[1]["evaluations"] == 0
+
+
+class TestRefusals:
+    """Wrong input is answered by one line and an exit code."""
+
+    def test_unknown_and_short_keys(self, keys, capsys):
+        """Exit code 2 and the reason."""
+        for key, reason in (("0123456789", "no key"), ("ab", "4 to 64"), ("zzzz", "hexadecimal")):
+            code, _, err = run(capsys, "show", key)
+            assert (code, reason in err) == (2, True)
+
+    def test_no_store(self, tmp_path, monkeypatch, capsys):
+        """Asking a store that is not there says so, exits with 1, and creates nothing."""
+        place = tmp_path / "none"
+        code, _, err = run(capsys, "ls", "--store", str(place))
+        assert (code, "no store" in err) == (1, True)
+        assert not place.exists()
+
+    def test_wrong_arguments(self, capsys):
+        """Unknown commands and numbers exit with 2."""
+        for arguments in (
+            (),
+            ("nothing",),
+            ("ls", "--limit", "0"),
+            ("show",),
+            ("ls", "--store", "redis://x"),
+        ):
+            assert run(capsys, *arguments)[0] == 2
+
+    @pytest.mark.parametrize("kind", ["text", "zip", "newer", "missing", "manifest"])
+    def test_what_is_no_bundle(self, kind, place, tmp_path, capsys):
+        """Files of other programs, other zips and newer bundles are refused, and add nothing."""
+        file = tmp_path / "file.zip"
+        if kind == "text":
+            file.write_text("text")
+        elif kind != "missing":
+            with zipfile.ZipFile(file, "w") as made:
+                made.writestr("readme.txt", "x")
+                if kind == "newer":
+                    made.writestr("warmstart.json", '{"format": 2}')
+                if kind == "manifest":
+                    made.writestr("warmstart.json", "[" * 100_000)
+        code, _, err = run(capsys, "import", str(file))
+        assert code in {1, 2}
+        assert "file.zip" in err
+
+    def test_hostile_members_are_skipped(self, place, tmp_path, capsys):
+        """Members that lie about their key, size or content are skipped and counted."""
+        bundle = tmp_path / "fits.zip"
+        run(capsys, "export", str(bundle))
+        with zipfile.ZipFile(bundle) as made:
+            name = next(n for n in made.namelist() if n.startswith("entries/"))
+            record = made.read(name)
+        hostile = tmp_path / "hostile.zip"
+        with zipfile.ZipFile(hostile, "w", zipfile.ZIP_DEFLATED) as made:
+            made.writestr("warmstart.json", '{"format": 1, "records": 4}')
+            made.writestr("entries/" + "0" * 64 + name[72:], record)
+            made.writestr(name, record[:-1] + bytes([record[-1] ^ 1]))
+            made.writestr("entries/" + "1" * 64 + name[72:], bytes(300 << 20))
+            made.writestr("../../etc/passwd", b"x")
+            made.writestr("entries/" + "2" * 64 + "/../../x", b"x")
+        other = str(tmp_path / "other")
+        assert run_json(capsys, "import", "--store", other, str(hostile)) == {
+            "added": 0,
+            "skipped": 3,
+        }
+
+    def test_exporting_to_nowhere(self, place, tmp_path, capsys):
+        """A folder, or a file in a folder that is not there, is no place for a bundle."""
+        for target in (tmp_path, tmp_path / "none" / "file.zip"):
+            assert run(capsys, "export", str(target))[0] == 2
+
+
+def test_bundles_keep_the_order_of_writing(tmp_path):
+    """The newest of two finals is still the newest after export and import."""
+    with Store(tmp_path / "a") as store, using(store=store, refit=True):
+        for _ in range(3):
+            key = optimize.minimize(optimize.rosen, [1.3, 0.7]).warm.key
+        store.export(tmp_path / "b.zip")
+        with Store(tmp_path / "c") as other:
+            other.import_(tmp_path / "b.zip")
+            found = [store.resolve(key), other.resolve(key)]
+            assert store.best(found[0]).run == other.best(found[1]).run
+            np.testing.assert_array_equal(
+                [e.run for e in store.entries(found[0])], [e.run for e in other.entries(found[1])]
+            )

@@ -1,0 +1,774 @@
+"""``from warmstart import optimize``: scipy's results, remembered."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import scipy.optimize
+
+import warmstart
+from warmstart import (
+    ArgumentError,
+    EntryKind,
+    Store,
+    Warm,
+    WarmstartWarning,
+    optimize,
+    patch,
+    using,
+)
+from warmstart.surfaces import SURFACES
+
+X = np.linspace(0.0, 4.0, 30)
+Y = 2.5 * np.exp(-1.3 * X) + 0.5
+CALLS = []
+"""Grows by one a call. Named like a constant, and hidden from keys by living in a module."""
+
+
+class Counter:
+    """Counts without being part of anybody's key."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __reduce__(self):
+        return Counter, ()
+
+    def tick(self):
+        self.count += 1
+
+
+COUNTER = Counter()
+
+
+def curve(x, a, b, c):
+    COUNTER.tick()
+    return a * np.exp(-b * x) + c
+
+
+def residuals(p):
+    COUNTER.tick()
+    return p[0] * np.exp(-p[1] * X) + p[2] - Y
+
+
+def objective(p, scale=1.0):
+    COUNTER.tick()
+    return scale * float(np.sum((p[0] * np.exp(-p[1] * X) + p[2] - Y) ** 2))
+
+
+def with_gradient(p):
+    COUNTER.tick()
+    return float(np.sum((p - 1.0) ** 2)), 2.0 * (p - 1.0)
+
+
+FITS = {
+    **{
+        f"minimize {method}": ("minimize", (objective, [1.0, 1.0, 0.0]), {"method": method})
+        for method in ("Nelder-Mead", "Powell", "CG", "BFGS", "L-BFGS-B", "TNC", "COBYLA", "SLSQP")
+    },
+    "minimize default": ("minimize", (objective, np.array([1, 1, 0])), {}),
+    "minimize args": ("minimize", (objective, [1.0, 1.0, 0.0], (2.0,)), {"tol": 1e-6}),
+    "minimize jac=True": ("minimize", (with_gradient, [3.0, 4.0]), {"jac": True}),
+    "minimize bounds": (
+        "minimize",
+        (objective, [1.0, 1.0, 0.0]),
+        {"bounds": [(0, 3), (None, 2), (0, None)], "options": {"maxiter": 50}},
+    ),
+    "minimize constrained": (
+        "minimize",
+        (objective, [1.0, 1.0, 0.0]),
+        {"constraints": [{"type": "ineq", "fun": lambda p: 3.0 - p[0]}]},
+    ),
+    "minimize stops early": ("minimize", (objective, [1.0, 1.0, 0.0]), {"options": {"maxiter": 2}}),
+    "least_squares": ("least_squares", (residuals, [1.0, 1.0, 0.0]), {}),
+    "least_squares lm": ("least_squares", (residuals, [1.0, 1.0, 0.0]), {"method": "lm"}),
+    "least_squares robust": (
+        "least_squares",
+        (residuals, [1.0, 1.0, 0.0]),
+        {"loss": "soft_l1", "bounds": ([0, 0, 0], [9, 9, 9])},
+    ),
+    "curve_fit": ("curve_fit", (curve, X, Y), {}),
+    "curve_fit full": (
+        "curve_fit",
+        (curve, X, Y),
+        {"p0": [1.0, 1.0, 0.0], "sigma": np.full(30, 0.1), "full_output": True},
+    ),
+    "curve_fit bounds": ("curve_fit", (curve, X, Y), {"bounds": (0, [9, 9, 9]), "ftol": 1e-9}),
+    "differential_evolution": (
+        "differential_evolution",
+        (objective, [(0, 5), (0, 5), (0, 5)]),
+        {"rng": 3, "maxiter": 15},
+    ),
+    "differential_evolution seed": (
+        "differential_evolution",
+        (objective, [(0, 5), (0, 5), (0, 5)]),
+        {"seed": 3, "maxiter": 15, "polish": False},
+    ),
+    "differential_evolution vectorized": (
+        "differential_evolution",
+        (lambda p: np.sum((p - 1.0) ** 2, axis=0), [(0, 5), (0, 5)]),
+        {"rng": 3, "maxiter": 15, "vectorized": True, "updating": "deferred"},
+    ),
+}
+
+
+def same(one, other):
+    assert type(one) is type(other) or isinstance(one, tuple)
+    if isinstance(one, dict):
+        assert list(one) == list(other)
+        for key in one:
+            if key != "execution_time":
+                same(one[key], other[key])
+    elif isinstance(one, tuple):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            same(a, b)
+    elif isinstance(one, np.ndarray):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    elif isinstance(one, scipy.optimize.LbfgsInvHessProduct):
+        np.testing.assert_array_equal(one.todense(), other.todense())
+    else:
+        assert one == other
+
+
+@pytest.fixture
+def store():
+    with Store(":memory:") as store:
+        yield store
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with Store(tmp_path / "store") as store:
+        yield store
+
+
+class TestTransparency:
+    """With default settings a wrapped call returns what scipy returns."""
+
+    @pytest.mark.parametrize("name", FITS)
+    def test_result_and_hit_are_scipys(self, name, folder):
+        """A first fit equals plain scipy's in every field; so does the hit, without one call."""
+        function, args, options = FITS[name]
+        plain = getattr(scipy.optimize, function)(*args, **options)
+        wrapped = getattr(optimize, function)
+        with using(store=folder):
+            first = wrapped(*args, **options)
+            assert first.warm.source == "cold"
+            assert first.warm.key is not None
+            before = COUNTER.count
+            hit = wrapped(*args, **options)
+        assert COUNTER.count == before
+        assert hit.warm.source == "final"
+        assert hit.warm.evaluations == 0
+        assert hit.warm.evaluations_saved > 0
+        same(plain, first)
+        same(plain, hit)
+
+    def test_every_name_of_scipy_is_here(self):
+        """All public names of scipy.optimize are names of warmstart.optimize."""
+        for name in scipy.optimize.__all__:
+            assert hasattr(optimize, name), name
+        assert set(scipy.optimize.__all__) <= set(dir(optimize))
+        assert optimize.rosen is scipy.optimize.rosen
+        with pytest.raises(AttributeError):
+            optimize.no_such_name  # noqa: B018
+
+    @pytest.mark.parametrize("name", SURFACES)
+    def test_signatures_are_scipys_plus_warm(self, name):
+        """Each wrapped function has scipy's signature and one keyword-only `warm` more."""
+        plain = inspect.signature(getattr(scipy.optimize, name)).parameters
+        wrapped = dict(inspect.signature(getattr(optimize, name)).parameters)
+        warm = wrapped.pop("warm")
+        assert (warm.kind, warm.default) == (warm.KEYWORD_ONLY, None)
+        assert {n: (p.kind, repr(p.default)) for n, p in wrapped.items()} == {
+            n: (p.kind, repr(p.default)) for n, p in plain.items()
+        }
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda module: module.minimize(),
+            lambda module: module.minimize(objective),
+            lambda module: module.minimize(objective, [1.0], no_such=1),
+            lambda module: module.minimize(objective, [1.0, 1.0, 0.0], x0=[1.0]),
+            lambda module: module.minimize(objective, [1.0, 1.0, 0.0], method="none"),
+            lambda module: module.minimize("text", [1.0]),
+            lambda module: module.least_squares(residuals, [1.0, 1.0, 0.0], bounds=(5, 4)),
+            lambda module: module.curve_fit(curve, X, Y[:3]),
+            lambda module: module.curve_fit(curve, X, Y, maxfev=1),
+            lambda module: module.differential_evolution(objective, [(0, 1)], maxiter="x"),
+        ],
+    )
+    def test_exceptions_are_scipys(self, call, store):
+        """Wrong calls raise what scipy raises, with its type and text."""
+        with pytest.raises(Exception) as plain:
+            call(scipy.optimize)
+        with pytest.raises(plain.type) as wrapped, using(store=store):
+            call(optimize)
+        assert str(wrapped.value) == str(plain.value)
+
+    def test_exceptions_of_the_objective_pass(self, store):
+        """An exception of the user's function comes out, marks the run, and remembers nothing."""
+
+        def broken(_x):
+            raise ZeroDivisionError("mine")
+
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError, match="mine"), using(store=store):
+                optimize.minimize(broken, [1.0])
+        assert list(store.keys()) == []
+
+    def test_warnings_are_scipys_also_on_a_hit(self, store):
+        """What scipy warns it warns again when the result comes from the store."""
+        calls = [
+            lambda: optimize.minimize(
+                objective, [1.0, 1.0, 0.0], method="Nelder-Mead", options={"foo": 1}
+            ),
+            lambda: optimize.curve_fit(lambda x, a: 0.0 * a * x, X, Y),
+        ]
+        for call in calls:
+            seen = []
+            for _ in range(3):
+                with warnings.catch_warnings(record=True) as log, using(store=store):
+                    warnings.simplefilter("always")
+                    call()
+                seen.append([(w.category, str(w.message)) for w in log])
+            assert seen[0] == seen[1] == seen[2]
+            assert len(seen[0]) == 1
+
+    def test_the_hook_for_warnings_leaves_no_trace(self, store):
+        """After a fit `warnings.showwarning` is what it was."""
+        before = warnings.showwarning
+        with using(store=store):
+            optimize.minimize(objective, [1.0, 1.0, 0.0])
+        assert warnings.showwarning is before
+
+    def test_the_report_is_beside_the_result(self, store):
+        """`warm` is an attribute, not one of the result's keys; it survives pickling."""
+        import pickle
+
+        with using(store=store):
+            result = optimize.minimize(objective, [1.0, 1.0, 0.0])
+            popt, pcov = optimize.curve_fit(curve, X, Y)
+        assert "warm" not in result
+        assert "warm" not in repr(result)
+        assert pickle.loads(pickle.dumps(result)).warm == result.warm
+        assert popt.shape == (3,)
+        assert pcov.shape == (3, 3)
+
+    def test_generators_end_where_scipy_leaves_them(self, store):
+        """After a hit a passed generator, and the global one, are in the state after the fit."""
+        box = [(0, 2), (0, 2)]
+
+        def fit(module, rng):
+            module.differential_evolution(optimize.rosen, box, maxiter=5, rng=rng)
+            return rng.random()
+
+        plain = fit(scipy.optimize, np.random.default_rng(7))
+        with using(store=store) as fits:
+            assert fit(optimize, np.random.default_rng(7)) == plain
+            assert fit(optimize, np.random.default_rng(7)) == plain
+            assert fit(optimize, np.random.default_rng(8)) != plain
+        assert [f.source for f in fits] == ["cold", "final", "cold"]
+        state = np.random.get_state()
+        try:
+            after = []
+            for module in (scipy.optimize, optimize, optimize):
+                np.random.seed(11)
+                with using(store=store) as fits:
+                    module.differential_evolution(optimize.rosen, box, maxiter=5)
+                after.append(np.random.random())
+            assert after[0] == after[1] == after[2]
+            assert fits[0].source == "final"
+        finally:
+            np.random.set_state(state)
+
+    def test_switched_off_it_is_scipy(self, store):
+        """With ``enabled=False`` nothing is keyed, stored or reported."""
+        with using(store=store, enabled=False) as fits:
+            result = optimize.minimize(objective, [1.0, 1.0, 0.0])
+        assert not hasattr(result, "warm")
+        assert fits == []
+        assert list(store.keys()) == []
+
+
+class TestMemory:
+    """What makes a fit the same fit."""
+
+    def fit(self, store, *args, **options):
+        warm = options.pop("warm", Warm())
+        with using(store=store):
+            return optimize.minimize(*args, **options, warm=warm).warm
+
+    def test_changes_are_misses(self, store):
+        """Another x0, argument, option, method or function is another fit."""
+        base = (objective, [1.0, 1.0, 0.0])
+        calls = [
+            (base, {}),
+            ((objective, [1.0, 1.0, 0.1]), {}),
+            ((*base, (2.0,)), {}),
+            (base, {"tol": 1e-3}),
+            (base, {"method": "CG"}),
+            (base, {"options": {"gtol": 1e-3}}),
+            ((lambda p: objective(p) + 0.0, base[1]), {}),
+        ]
+        keys = {self.fit(store, *args, **options).key for args, options in calls}
+        assert len(keys) == len(calls)
+        assert all(self.fit(store, *a, **o).source == "final" for a, o in calls)
+
+    def test_spelling_does_not_count(self, store):
+        """Positional or by name, defaults written out, list or array: the same fit."""
+        x0 = [1, 1, 0]
+        assert self.fit(store, objective, x0).source == "cold"
+        for args, options in [
+            ((), {"x0": np.array(x0, float), "fun": objective}),
+            ((objective, tuple(x0), ()), {"method": None, "tol": None, "options": None}),
+            ((objective,), {"x0": x0, "constraints": ()}),
+        ]:
+            assert self.fit(store, *args, **options).source == "final"
+
+    def test_data_in_a_closure_counts_at_the_call(self, store):
+        """Data that a function captures is part of the fit, as it is when it is called."""
+        y = np.array([1.0, 2.0])
+
+        def fun(p):
+            return float(((p - y) ** 2).sum())
+
+        assert self.fit(store, fun, [0.0, 0.0]).source == "cold"
+        assert self.fit(store, fun, [0.0, 0.0]).source == "final"
+        y[0] = 5.0
+        assert self.fit(store, fun, [0.0, 0.0]).source == "cold"
+
+    def test_what_cannot_be_identified_is_one_warning(self, store):
+        """The warning says what, where and what to do; the fit runs, and says why in its report."""
+        lock = threading.Lock()
+
+        def fun(p):
+            with lock:
+                return float((p**2).sum())
+
+        with (
+            pytest.warns(WarmstartWarning, match=r"__closure__\['lock'\].*model="),
+            using(store=store),
+        ):
+            result = optimize.minimize(fun, [1.0, 2.0])
+        assert result.success
+        assert result.warm.source == "off"
+        assert "lock" in result.warm.why
+        named = Warm(store=store, model="with-lock")
+        assert [optimize.minimize(fun, [1.0, 2.0], warm=named).warm.source for _ in "ab"] == [
+            "cold",
+            "final",
+        ]
+
+    def test_a_named_model_with_edited_code_is_a_start(self, store):
+        """Under a name, the result of other code is a start and no answer."""
+        warm = Warm(store=store, model="mine", data=Y)
+        assert (
+            optimize.minimize(lambda p: ((p - 1) ** 2).sum(), [5.0], warm=warm).warm.source
+            == "cold"
+        )
+        report = optimize.minimize(lambda p: ((p - 2) ** 2).sum(), [5.0], warm=warm)
+        assert report.warm.source == "checkpoint"
+        assert report.x == pytest.approx([2.0], abs=1e-5)
+
+    def test_hyper_and_data_are_part_of_the_key(self, store):
+        """What `Warm` adds to the key separates fits."""
+        options = [{}, {"hyper": {"alpha": 0.1}}, {"hyper": {"alpha": 0.2}}, {"data": Y}]
+        keys = {self.fit(store, objective, [1.0, 1.0, 0.0], warm=Warm(**o)).key for o in options}
+        assert len(keys) == 4
+
+    def test_refit_runs_again(self, store):
+        """``refit=True`` runs a remembered fit and remembers it anew."""
+        for expected in ("cold", "cold"):
+            warm = Warm(refit=True)
+            assert self.fit(store, objective, [1.0, 1.0, 0.0], warm=warm).source == expected
+        assert self.fit(store, objective, [1.0, 1.0, 0.0]).source == "final"
+
+    def test_callbacks_are_called_unless_skipped(self, store):
+        """A fit with a callback runs, so that the callback sees it; "skip" returns the result."""
+        seen = Counter()
+
+        def callback(_x, seen=seen):
+            seen.tick()
+
+        for _ in range(2):
+            assert self.fit(store, objective, [1.0, 1.0, 0.0], callback=callback).evaluations > 0
+        assert "callback" in self.fit(store, objective, [1.0, 1.0, 0.0], callback=callback).why
+        before = seen.count
+        skip = Warm(callbacks="skip")
+        report = self.fit(store, objective, [1.0, 1.0, 0.0], callback=callback, warm=skip)
+        assert (report.source, seen.count) == ("final", before)
+
+    def test_hits_are_independent(self, store):
+        """Changing a returned result changes no later one."""
+        with using(store=store):
+            optimize.minimize(objective, [1.0, 1.0, 0.0])
+            first = optimize.minimize(objective, [1.0, 1.0, 0.0])
+            expected = first.x.copy()
+            first.x[:] = 0.0
+            first["fun"] = None
+            second = optimize.minimize(objective, [1.0, 1.0, 0.0])
+        np.testing.assert_array_equal(second.x, expected)
+        assert second.fun is not None
+
+    def test_nested_fits_are_the_outermost(self, store):
+        """A wrapped call inside another's objective is part of that one."""
+
+        def outer(p):
+            return optimize.minimize(lambda q: float(((q - p) ** 2).sum()), [0.0]).fun + p[0] ** 2
+
+        with using(store=store) as fits:
+            optimize.minimize(outer, [1.0], method="Nelder-Mead")
+        assert len(fits) == 1
+
+    def test_threads_have_their_own_options(self, store):
+        """`using` in one thread does not reach another."""
+        other = Store(":memory:")
+        done = threading.Event()
+
+        def work():
+            with using(store=other):
+                done.wait(10)
+                optimize.minimize(objective, [1.0, 1.0, 0.0])
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        with using(store=store):
+            done.set()
+            optimize.minimize(objective, [2.0, 1.0, 0.0])
+        thread.join()
+        assert len(list(store.keys())) == len(list(other.keys())) == 1
+
+
+class TestLaw2:
+    """The store never fails a fit."""
+
+    def test_a_place_that_cannot_be_used(self, tmp_path):
+        """A broken place is one warning, and scipy's result."""
+        (tmp_path / "file").write_text("")
+        broken = Store(tmp_path / "file")
+        with using(store=broken):
+            with pytest.warns(WarmstartWarning, match="go on without"):
+                first = optimize.minimize(objective, [1.0, 1.0, 0.0])
+            second = optimize.minimize(objective, [1.0, 1.0, 0.0])
+        same(scipy.optimize.minimize(objective, [1.0, 1.0, 0.0]), first)
+        assert second.warm.source == "cold"
+        assert "kept" in second.warm.why
+
+    def test_a_damaged_final_is_a_miss(self, folder):
+        """A record with a flipped bit is no answer: the fit runs again."""
+        from warmstart.backends import Batch
+
+        with using(store=folder):
+            optimize.minimize(objective, [1.0, 1.0, 0.0])
+            (item,) = folder.backend.scan(b"e")
+            value = bytearray(item.value)
+            value[len(value) // 2] ^= 4
+            folder.backend.apply(Batch({item.key: bytes(value)}))
+            assert optimize.minimize(objective, [1.0, 1.0, 0.0]).warm.source == "cold"
+
+
+SLOW = """
+import os, sys, time
+import numpy as np
+from warmstart import Store, optimize, using
+def fun(p):
+    end = time.perf_counter() + 0.001
+    while time.perf_counter() < end:
+        pass
+    return optimize.rosen(p)
+def fit():
+    with using(store=Store(sys.argv[1]), interval=0.0):
+        return optimize.minimize(fun, [-1.2, 1.0, -0.5, 0.8], method="Nelder-Mead", tol=1e-9)
+if __name__ == "__main__":
+    result = fit()
+    print(result.warm.source, result.warm.evaluations, result.warm.evaluations_saved, *result.x)
+"""
+
+
+class TestResume:
+    """A fit that was killed goes on from its best point."""
+
+    def test_a_killed_fit_resumes(self, tmp_path):
+        """SIGKILL in the middle; the next run starts from the checkpoint, says so, and ends right."""
+        script = tmp_path / "slow.py"
+        script.write_text(SLOW)
+        place = tmp_path / "store"
+        command = [sys.executable, str(script), str(place)]
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        store = Store(place)
+        found = None
+        try:
+            while found is None:
+                assert child.poll() is None, "the fit ended before it could be killed"
+                if place.exists():
+                    found = next((store.best(key) for key in store.keys()), None)
+                os.sched_yield()
+        finally:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+        assert found.kind is EntryKind.CHECKPOINT
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        source, evaluations, saved, *x = done.stdout.split()
+        assert source == "checkpoint"
+        assert int(evaluations) > 0
+        assert int(saved) > 0
+        np.testing.assert_allclose([float(v) for v in x], 1.0, atol=1e-4)
+        again = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert again.stdout.split()[:2] == ["final", "0"]
+        store.close()
+
+    @pytest.mark.parametrize(
+        "name", ["minimize BFGS", "least_squares", "curve_fit bounds", "differential_evolution"]
+    )
+    def test_every_surface_starts_from_a_checkpoint(self, name, store):
+        """A checkpoint's point is handed to each optimizer as its start, inside the bounds."""
+        function, args, options = FITS[name]
+        with using(store=store):
+            key = getattr(optimize, function)(*args, **options).warm.key
+            key = warmstart.Fingerprint.parse(key)
+            store.delete(key)
+            with store.session(key) as session:
+                session.checkpoint(
+                    {"x": np.array([2.5, 1.3, 0.5]), "evaluations": 7, "seconds": 1.0}, 0.0
+                )
+            result = getattr(optimize, function)(*args, **options)
+        assert result.warm.source == "checkpoint"
+        assert result.warm.evaluations_saved == 7
+        assert result.warm.start_run == session.run_id
+        x = result[0] if isinstance(result, tuple) else result.x
+        np.testing.assert_allclose(x, [2.5, 1.3, 0.5], atol=1e-3)
+
+    @pytest.mark.parametrize(
+        ("payload", "why"),
+        [
+            ({"x": np.ones(5)}, "5 parameters"),
+            ({"x": np.array([1.0, np.nan, 1.0])}, "no usable point"),
+            ({"x": "text"}, "no usable point"),
+            (b"bytes", "no usable point"),
+        ],
+    )
+    def test_an_unusable_checkpoint_is_told(self, payload, why, store):
+        """A start of the wrong size or kind is refused with a reason, and the fit runs cold."""
+        with using(store=store):
+            key = warmstart.Fingerprint.parse(
+                optimize.minimize(objective, [1.0, 1.0, 0.0]).warm.key
+            )
+            store.delete(key)
+            with store.session(key) as session:
+                session.checkpoint(payload, 0.0)
+            report = optimize.minimize(objective, [1.0, 1.0, 0.0]).warm
+            assert report.source == "cold"
+            assert why in report.why
+            assert optimize.minimize(objective, [1.0, 1.0, 0.0]).warm.source == "final"
+
+    def test_resume_can_be_declined(self, store):
+        """``resume=False`` starts from the caller's x0."""
+        with using(store=store, resume=False):
+            key = warmstart.Fingerprint.parse(
+                optimize.minimize(objective, [1.0, 1.0, 0.0]).warm.key
+            )
+            store.delete(key)
+            with store.session(key) as session:
+                session.checkpoint({"x": np.ones(3)}, 0.0)
+            assert "resume=False" in optimize.minimize(objective, [1.0, 1.0, 0.0]).warm.why
+
+
+class TestOptions:
+    """`Warm` and `using`."""
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"model": ""}, "model is a name"),
+            ({"model": 7}, "model is a name"),
+            ({"hyper": [1]}, "hyper is a mapping"),
+            ({"callbacks": "never"}, "callbacks is"),
+            ({"refit": "yes"}, "refit is True or False"),
+            ({"enabled": 1}, "enabled is True or False"),
+            ({"resume": None}, "resume is True or False"),
+            ({"interval": -1}, "interval is a number"),
+            ({"store": 7}, "folder"),
+            ({"store": "redis://x"}, "not a kind of store"),
+        ],
+    )
+    def test_wrong_values_are_refused(self, options, message):
+        """Each option says what it expects, in `Warm` and in `using`."""
+        with pytest.raises(ArgumentError, match=message):
+            Warm(**options)
+        with pytest.raises(ArgumentError, match=message), using(**options):
+            pass
+
+    def test_unknown_options_are_refused_by_name(self):
+        """A misspelled option is named with the one that may have been meant."""
+        with pytest.raises(ArgumentError, match="did you mean 'store'"), using(stor="x"):
+            pass
+        with pytest.raises(ArgumentError, match="no option 'zzz'"), using(zzz=1):
+            pass
+        with pytest.raises(TypeError, match="stor"):
+            Warm(stor="x")
+
+    def test_warm_takes_options(self):
+        """Anything but a `Warm` as ``warm=`` is refused with what to write."""
+        with pytest.raises(ArgumentError, match=r"warm=Warm\(store="):
+            optimize.minimize(objective, [1.0, 1.0, 0.0], warm="store")
+
+    def test_calls_go_before_blocks(self, store):
+        """What a call's own options say wins over the block's, the rest stays."""
+        other = Store(":memory:")
+        with using(store=store, hyper={"a": 1}):
+            optimize.minimize(objective, [1.0, 1.0, 0.0], warm=Warm(store=other))
+            optimize.minimize(objective, [1.0, 1.0, 0.0])
+        assert list(store.keys()) == list(other.keys())
+
+    def test_the_environment_names_the_default_store(self, tmp_path, monkeypatch):
+        """Without options the store of ``$WARMSTART_STORE`` is used."""
+        monkeypatch.setenv("WARMSTART_STORE", str(tmp_path / "env"))
+        assert optimize.minimize(objective, [1.0, 1.0, 0.0]).warm.source == "cold"
+        assert optimize.minimize(objective, [1.0, 1.0, 0.0]).warm.source == "final"
+        warmstart.warm.store_of(Warm()).close()
+        assert (tmp_path / "env" / "FORMAT").exists()
+
+
+class TestPatch:
+    """Redirecting scipy for code that does not know."""
+
+    def test_it_reaches_names_imported_before_and_is_undone(self, store):
+        """Calls by module and by imported name remember inside, and are scipy's own after."""
+        namespace = type(sys)("somebody")
+        namespace.minimize = scipy.optimize.minimize
+        sys.modules["somebody"] = namespace
+        plain = scipy.optimize.minimize
+        try:
+            with patch(store=store) as patched:
+                namespace.minimize(objective, [1.0, 1.0, 0.0])
+                scipy.optimize.minimize(objective, [1.0, 1.0, 0.0])
+            assert [fit.source for fit in patched.fits] == ["cold", "final"]
+            assert namespace.minimize is plain
+            assert scipy.optimize.minimize is plain
+        finally:
+            del sys.modules["somebody"]
+
+    def test_it_is_a_decorator_and_starts_and_stops(self, store):
+        """As `unittest.mock.patch` it decorates, and is started and stopped."""
+
+        @patch(store=store)
+        def work():
+            return scipy.optimize.least_squares(residuals, [1.0, 1.0, 0.0]).warm.source
+
+        assert [work(), work()] == ["cold", "final"]
+        patched = patch(store=store).start()
+        with pytest.raises(RuntimeError, match="on already"):
+            patched.start()
+        patched.stop()
+        patched.stop()
+        with pytest.raises(ArgumentError, match="no option"):
+            patch(stor=1)
+
+    def test_reports_of_all_threads_are_gathered(self, store):
+        """Fits of other threads are counted too."""
+        with patch(store=store) as patched:
+            thread = threading.Thread(
+                target=lambda: scipy.optimize.curve_fit(curve, X, Y, p0=[1.0, 1.0, 0.0])
+            )
+            thread.start()
+            thread.join()
+        assert [fit.source for fit in patched.fits] == ["cold"]
+
+
+LIBRARIES = {
+    "lmfit": """
+        import lmfit
+        model = lmfit.models.ExponentialModel()
+        x = np.linspace(0, 3, 40)
+        y = 3 * np.exp(-x / 0.7) + 0.01 * np.cos(40 * x)
+        fit = model.fit(y, x=x, amplitude=1.0, decay=1.0, method="least_squares")
+        print(*sorted(fit.best_values.items()))
+        """,
+    "statsmodels": """
+        import statsmodels.api as sm
+        rng = np.random.default_rng(0)
+        x = sm.add_constant(rng.normal(size=(80, 2)))
+        y = (rng.random(80) < 0.5).astype(float)
+        fit = sm.Logit(y, x).fit(method="minimize", min_method="BFGS", disp=False)
+        print(*fit.params)
+        """,
+    "sklearn": """
+        from sklearn.gaussian_process import GaussianProcessRegressor
+        from sklearn.gaussian_process.kernels import RBF, WhiteKernel
+        x = np.arange(12.0)[:, None]
+        gp = GaussianProcessRegressor(RBF() + WhiteKernel(), random_state=0).fit(x, np.sin(x[:, 0]))
+        print(gp.kernel_, gp.log_marginal_likelihood_value_)
+        """,
+}
+
+
+class TestRun:
+    """``warmstart run SCRIPT``."""
+
+    def run(self, tmp_path, script, *args, json=True):
+        options = ["--store", str(tmp_path / "store"), *(["--json"] if json else [])]
+        return subprocess.run(
+            [sys.executable, "-m", "warmstart", "run", *options, str(script), *args],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    @pytest.mark.parametrize("library", LIBRARIES)
+    def test_libraries_are_remembered_unchanged(self, library, tmp_path):
+        """A script's second run prints the same and fits nothing, whatever library it uses."""
+        script = tmp_path / "script.py"
+        script.write_text(
+            "import warnings\nwarnings.simplefilter('ignore')\nimport numpy as np\n"
+            + textwrap.dedent(LIBRARIES[library])
+        )
+        plain = subprocess.run(
+            [sys.executable, str(script)], capture_output=True, text=True, check=True
+        )
+        import json
+
+        counts = []
+        for _ in range(2):
+            done = self.run(tmp_path, script)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout == plain.stdout
+            counts.append(json.loads(done.stderr.splitlines()[-1]))
+        assert set(counts[0]["fits"]) == {"fitted"}
+        assert set(counts[1]["fits"]) == {"hit"}
+        assert counts[1]["evaluations_saved"] == counts[0]["evaluations"] > 0
+
+    def test_the_script_is_run_as_python_runs_it(self, tmp_path):
+        """Arguments, name, folder and exit code are those of a plain run."""
+        script = tmp_path / "script.py"
+        (tmp_path / "beside.py").write_text("VALUE = 5\n")
+        script.write_text(
+            "import sys, beside\nprint(__name__, sys.argv[1:], beside.VALUE)\nsys.exit(7)\n"
+        )
+        done = self.run(tmp_path, script, "--flag", "x")
+        assert done.stdout == "__main__ ['--flag', 'x'] 5\n"
+        assert done.returncode == 7
+        assert self.run(tmp_path, tmp_path / "missing.py").returncode == 2
+
+    def test_people_see_a_table(self, tmp_path):
+        """Without --json a table says what was hit, resumed, fitted and saved."""
+        script = tmp_path / "script.py"
+        script.write_text(
+            "from scipy.optimize import minimize, rosen\nfor _ in range(3): minimize(rosen, [1.3, 0.7])\n"
+        )
+        done = self.run(tmp_path, script, json=False)
+        assert "3 fits" in done.stderr
+        assert "hit" in done.stderr
+        assert "fitted" in done.stderr
