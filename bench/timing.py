@@ -13,10 +13,6 @@ stays on, as in a program.
 from __future__ import annotations
 
 import os
-
-for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"
-
 import platform
 import random
 from collections.abc import Callable, Sequence
@@ -26,10 +22,13 @@ from itertools import repeat
 from time import perf_counter_ns
 from typing import Any
 
-import numpy as np
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+import numpy as np  # noqa: E402 (reads the above)
+from rich.console import Console  # noqa: E402
+from rich.progress import Progress  # noqa: E402
+from rich.table import Table  # noqa: E402
 
 __all__ = [
     "Case",
@@ -162,7 +161,9 @@ def race(case: Case, *, rounds: int, seed: int = 0) -> None:
         took = min(contender.sample() for _ in range(3)) * contender.inner
         calls[contender.name] = int(min(max(TURN / took, 3), 200))
     # The bar is drawn between turns only: by itself it would draw from a thread, into the timing.
-    with Progress(console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
+    console = Console(stderr=True)
+    quiet = not console.is_terminal
+    with Progress(console=console, auto_refresh=False, transient=True, disable=quiet) as bar:
         task = bar.add_task(case.name, total=rounds)
         for _ in range(rounds):
             for contender in order.sample(case.contenders, len(case.contenders)):
@@ -174,12 +175,12 @@ def race(case: Case, *, rounds: int, seed: int = 0) -> None:
 def show(case: Case, console: Console) -> None:
     """Print a case as a table, what is faster than ours in red."""
     table = Table(title=case.name, title_justify="left", title_style="bold")
-    table.add_column("contender")
-    for name in ("median us", "p90", "p99", "against ours", "samples"):
+    table.add_column("contender", no_wrap=True)
+    for name in ("median us", "p90", "p99", "vs ours", "samples"):
         table.add_column(name, justify="right")
     base = case.median(case.baseline)
     if base is not None:
-        table.add_column(f"over {case.baseline}, us", justify="right")
+        table.add_column(f"over {case.baseline}", justify="right")
     for contender in case.contenders:
         ratio = case.ratio(contender)
         cells = [_number(contender.at(p)) for p in (50, 90, 99)]
@@ -194,7 +195,7 @@ def goal_table(cases: Sequence[Case]) -> Table:
     """Return the table of goals, met and missed."""
     table = Table(title="Goals", title_justify="left", title_style="bold")
     for name in ("case", "goal", "measured", ""):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for case, goal, measured, met in _judged(cases):
         unit = "x" if goal.than else " us"
         shown = "not installed" if measured is None else f"{_number(measured)}{unit}"
@@ -219,7 +220,7 @@ def as_json(cases: Sequence[Case]) -> dict[str, Any]:
     rows = [
         {"case": case.name, "contender": c.name, "samples": len(c.samples)}
         | {f"p{p}": round(c.at(p), 4) for p in (50, 90, 99)}
-        | {"against_ours": round(case.ratio(c), 3)}
+        | {"vs_ours": round(case.ratio(c), 3)}
         for case in cases
         for c in case.contenders
     ]

@@ -98,6 +98,19 @@ class BackendContract:
                 backend.flush()
         assert numbers == sorted(set(numbers))
 
+    def test_the_version_changes_with_every_batch(self, backend):
+        """`version` is the same as long as nothing was applied, and new after each batch."""
+        seen = []
+        for n in range(5):
+            backend.apply(Batch({b"k": b"%d" % n}))
+            backend.flush()
+            version = backend.version()
+            backend.get(b"k")
+            backend.scan(b"")
+            assert backend.version() == version
+            assert version not in seen
+            seen.append(version)
+
     def test_both_durabilities_are_visible_at_once(self, backend):
         """What was applied is read by the next call, whatever it survives."""
         for n, durability in enumerate(Durability):

@@ -26,7 +26,7 @@ FLOORS = [
     ["upkeep", "bundle"],
     ["store"],
     ["session", "warm"],
-    ["recording", "rewarn", "surfaces"],
+    ["recent", "recording", "rewarn", "surfaces"],
     ["wrapping"],
     ["optimize"],
     ["patch"],

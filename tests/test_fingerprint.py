@@ -253,32 +253,32 @@ class TestUniqueReadability:
 
 
 GOLDEN = {
-    "none": (None, "47183c4ca30b8a3c5ae5c5eb5ff0d9ee"),
-    "true": (True, ""),
-    "one": (1, ""),
-    "big": (-(2**100), ""),
-    "float": (0.1, ""),
-    "minus zero": (-0.0, ""),
-    "complex": (1 - 2j, ""),
-    "text": ("Übung \ud800", ""),
-    "long text": ("x" * 5000, ""),
-    "bytes": (b"\x00\xff", ""),
-    "tuple": ((1, "a", None), ""),
-    "list": ([1.5, [2]], ""),
-    "dict": ({"b": 1, "a": [2]}, ""),
-    "mixed dict": ({1: "a", "b": 2.0, (3,): None}, ""),
-    "set": ({1, "a", b"b"}, ""),
-    "long list": (list(range(1000)), ""),
-    "vector": (np.arange(3.0), ""),
-    "matrix": (np.asfortranarray(np.arange(6, dtype="i4").reshape(2, 3)), ""),
-    "long vector": (np.arange(1000.0), ""),
-    "scalar": (np.float32(1.5), ""),
-    "structured": (np.array([(1, 2.5)], dtype=[("n", "<i4"), ("x", "<f8")]), ""),
-    "masked": (np.ma.masked_array([1.0, 2.0], mask=[False, True]), ""),
-    "objects": (np.array([1, "a", None], dtype=object), ""),
-    "generator": (np.random.Generator(np.random.PCG64(1)), ""),
-    "bounds": (scipy.optimize.Bounds([0.0], [1.0]), ""),
-    "date": (datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC), ""),
+    "none": (None, "eccd912e7a49443b26ff3943996682cd"),
+    "true": (True, "b53aff3d31c336e0093ebd0ef5f74257"),
+    "one": (1, "2af5112af1cacf39b9d28bfe56c04d71"),
+    "big": (-(2**100), "b62d68dd54f584805d3afc3fdc19866d"),
+    "float": (0.1, "eefd989ce2679082a90068dcfb32b20d"),
+    "minus zero": (-0.0, "cff18c9b798c6457b7c2f5479e902deb"),
+    "complex": (1 - 2j, "f6ba62c8f9961bb95ca3822fca0d1c00"),
+    "text": ("Übung \ud800", "ee69c1102ecbeb1462d3a42e8c71206c"),
+    "long text": ("x" * 5000, "444f85f6fe8ea0a741019d0e6c4c376e"),
+    "bytes": (b"\x00\xff", "0a738fbda9f26ff1a81c9c2f48bc6244"),
+    "tuple": ((1, "a", None), "79351dd02e99d51eead9741e0324fd9b"),
+    "list": ([1.5, [2]], "d685c9c9ebf16fb98981ba5ee1240a4e"),
+    "dict": ({"b": 1, "a": [2]}, "15ca612554bac7cf075ef63a21a9f73b"),
+    "mixed dict": ({1: "a", "b": 2.0, (3,): None}, "011eb447d61a93505e6f21c24a2bf7dc"),
+    "set": ({1, "a", b"b"}, "2ad2e1d4ac2dd4929a4b57edded0345c"),
+    "long list": (list(range(1000)), "44b49b57c0d3ccf35426404404752dd1"),
+    "vector": (np.arange(3.0), "df46ec9c5851712d321d446202a463a6"),
+    "matrix": (np.asfortranarray(np.arange(6, dtype="i4").reshape(2, 3)), "5b3e04e2317d3e300fc31688fca2807d"),
+    "long vector": (np.arange(1000.0), "76b521a825a5cfd279ae63e6a40998c9"),
+    "scalar": (np.float32(1.5), "58379c45f9f79643bbd943964c71dda5"),
+    "structured": (np.array([(1, 2.5)], dtype=[("n", "<i4"), ("x", "<f8")]), "a88b40d7335ce4f1bae9478b0dea2ba9"),
+    "masked": (np.ma.masked_array([1.0, 2.0], mask=[False, True]), "b9852bb7da479e0f9ba76ea068a545da"),
+    "objects": (np.array([1, "a", None], dtype=object), "11c7bafbeaa93f2326b60618565e37e7"),
+    "generator": (np.random.Generator(np.random.PCG64(1)), "36024d11f6cc266e165f33c5ccef5763"),
+    "bounds": (scipy.optimize.Bounds([0.0], [1.0]), "9e251bc9a9e0f963ed4e1c02f5d13406"),
+    "date": (datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC), "813f21fe080eeb56472ca3ee1408a90a"),
 }  # fmt: skip
 
 
@@ -499,7 +499,7 @@ class TestShape:
 
         def couple(value):
             a, b = types.SimpleNamespace(), types.SimpleNamespace(value=value)
-            a.other, b.other, a.all = b, a, {1: [a, b], 2: {b: 1} if False else None}
+            a.other, b.other, a.all = b, a, {1: [a, b], 2: None}
             return a
 
         assert key(couple(1)) == key(couple(1)) != key(couple(2))
@@ -546,9 +546,9 @@ class TestShape:
 UNKNOWABLE = {
     "lock": threading.Lock,
     "event": threading.Event,
-    "file": lambda: open(os.devnull),
+    "file": lambda: sys.__stderr__,
     "generator": lambda: (i for i in [1]),
-    "iterator of a file": lambda: map(str, open(os.devnull)),
+    "iterator of a file": lambda: map(str, sys.__stderr__),
     "ufunc of one's own": lambda: np.frompyfunc(lambda x: x, 1, 1),
     "memory": lambda: memoryview(b"abc"),
     "frame": sys._getframe,
@@ -559,8 +559,6 @@ class TestRefusals:
     """What has no identity."""
 
     @pytest.mark.parametrize("name", UNKNOWABLE)
-    @pytest.mark.filterwarnings("ignore::ResourceWarning")
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     def test_it_is_refused_with_its_path_and_the_way_out(self, name):
         """The message names the place inside the argument, the reason and what to write."""
         with pytest.raises(FingerprintError) as caught:
@@ -575,7 +573,7 @@ class TestRefusals:
         lock = threading.Lock()
         cases = {
             "x.y": Point(1, lock),
-            "x.y['a'].x": Frozen(1, {"a": Point(lock)}),
+            "x.y['a'].x": Point(1, {"a": Point(lock)}),
             "x[(1, 2)]": {(1, 2): lock},
             "x[0]": np.array([lock], dtype=object),
             "x.keywords['a']": __import__("functools").partial(print, a=lock),
@@ -738,7 +736,7 @@ class TestFitSpec:
         labels = FitSpec(model="m", data=data).summary().arguments["data"]
         assert all(len(label) <= 60 and " at 0x" not in label for _, label in labels.values())
         assert labels["g"][1] == "float64[3, 4]"
-        assert labels["c"][1] == "Rude"
+        assert labels["c"][1] == "<Rude instance>"
 
     def test_a_summary_explains_without_the_values(self):
         """The summary that a store keeps finds the same differences."""
@@ -770,7 +768,7 @@ def fun(x):
     try:
         return [helper(v) for v in x if v in SCALE["a"]]
     except* ValueError:
-        return lambda: P
+        x = lambda: P
 value = {"a": {1, "b", b"c", (1, "d"), C.A}, "f": fun, "p": P({"u", "v"}), "m": P(1).area,
          "n": np.arange(5.0), "t": frozenset("abcdef"), 7: type(P(1)), "e": ValueError("x")}
 print(Fingerprinter().absorb("v", value).digest(),

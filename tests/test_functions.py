@@ -18,6 +18,7 @@ import types
 
 import numpy as np
 import pytest
+import scipy.interpolate
 import scipy.optimize
 import scipy.special
 import scipy.stats
@@ -177,7 +178,7 @@ class TestEdits:
         assert key(a) == key(c) != key(b)
 
     def test_functions_without_names_around_them(self):
-        """exec with empty globals, and classes made there, are known by content."""
+        """Code from exec with empty globals, and classes made there, are known by content."""
         found = []
         for number in (1, 2):
             names = {}
@@ -454,16 +455,24 @@ class TestInstalled:
         code_room._distributions.cache_clear()
         forget()
 
-    def test_closures_made_by_packages_count_by_content(self):
-        """What an installed function made for the user is known by what it holds."""
-        from scipy.optimize._numdiff import _Fun_Wrapper
+    def test_objects_made_by_packages_count_by_content(self):
+        """What a package made for the user is known by what it holds."""
+        things = [np.poly1d([1, 2]), np.poly1d([1, 3]), functools.partial(abs, 1),
+                  scipy.stats.norm(0, 1), scipy.stats.norm(0, 2),
+                  scipy.stats.norm, scipy.interpolate.CubicSpline([0, 1, 2], [0, 1, 4]),
+                  scipy.interpolate.CubicSpline([0, 1, 2], [0, 1, 5])]  # fmt: skip
+        assert len({key(thing) for thing in things}) == len(things)
+        with pytest.raises(FingerprintError):
+            key(functools.cmp_to_key(abs))
 
-        made = [_Fun_Wrapper(lambda x: x, 0, 1, (), {}) if False else None]
-        assert made
-        keys = [key(functools.singledispatch), key(np.poly1d([1, 2])), key(np.poly1d([1, 3])),
-                key(functools.cmp_to_key(lambda a, b: 0) if False else functools.partial(abs, 1)),
-                key(scipy.stats.norm(0, 1)), key(scipy.stats.norm(0, 2)), key(scipy.stats.norm)]  # fmt: skip
-        assert len(set(keys)) == len(keys)
+    def test_closures_made_by_packages_stand_on_their_version(self):
+        """Of a function made inside a package its code and what it captured count, not more."""
+        package = {"__name__": "lmfit.models", "LOCK": threading.Lock()}
+        source = "def make(n):\n    return lambda x: (LOCK, n)\nf = make({})"
+        keys = [key(define(source.format(n), **package)) for n in (1, 1, 2)]
+        assert keys[0] == keys[1] != keys[2]
+        with pytest.raises(FingerprintError, match="LOCK"):
+            key(define(source.format(1), LOCK=threading.Lock()))
 
     def test_compiled_functions_have_names(self):
         """Builtins, methods of C types, ufuncs, Cython functions and types are known by name."""
@@ -564,7 +573,7 @@ class TestClasses:
         assert key(a(1).m) == key(a(1).m)
 
     def test_what_pickling_notes_on_a_class_does_not_count(self):
-        """copyreg notes __slotnames__ on a class, abc its caches, update_wrapper a docstring."""
+        """Pickling notes __slotnames__ on a class, abc its caches, update_wrapper a docstring."""
         a = thing("class A(abc.ABC):\n    __slots__ = ('a', '__dict__')\n    def m(self): return 1")
         before = key(a)
         a().__reduce_ex__(2)

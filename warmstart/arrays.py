@@ -54,6 +54,8 @@ def write_array(writer: Writer, value: np.ndarray[Any, Any]) -> None:
         return
     writer.out.append(b"A")
     writer.write(cls)
+    if value is np.ma.masked:
+        return  # the only one of its class
     if isinstance(value, np.ma.MaskedArray):
         _write_plain(writer, np.ma.getmaskarray(value))
         _write_plain(writer, np.asarray(value.fill_value))

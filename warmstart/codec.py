@@ -41,6 +41,7 @@ the array interface of numpy; sorting bytes: the shuffle filter of HDF5.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import re
@@ -55,7 +56,14 @@ from scipy.optimize import Bounds, LbfgsInvHessProduct, OptimizeResult, RootResu
 
 from warmstart.errors import CodecError
 
-__all__ = ["ALIGNMENT", "MAX_DECODED", "Encoded", "decode_payload", "encode_payload"]
+__all__ = [
+    "ALIGNMENT",
+    "MAX_DECODED",
+    "Encoded",
+    "copy_payload",
+    "decode_payload",
+    "encode_payload",
+]
 
 ALIGNMENT = 16
 """Buffers begin at multiples of so many bytes."""
@@ -808,3 +816,31 @@ _READERS: dict[int, Callable[[_Reader, list[Any], int], Any]] = {
     _STR_: _read_numpy_str,
     _BYTES_: _read_numpy_bytes,
 }
+
+
+def copy_payload(value: Any) -> Any:
+    """Return a payload that shares no memory with another that was decoded.
+
+    A third of the time of decoding it again, digest and all (5 us, not 15, for the result of a
+    small fit).
+    """
+    kind = type(value)
+    if kind is np.ndarray:
+        return copy.deepcopy(value) if value.dtype.hasobject else value.copy(order="K")
+    if kind in _ATOMS:
+        return value
+    if kind is dict or kind is OptimizeResult or kind is RootResults:
+        made = kind.__new__(kind)
+        for key, item in value.items():
+            made[key] = item if type(item) in _ATOMS else copy_payload(item)
+        return made
+    if kind is list or kind is tuple:
+        return kind([item if type(item) in _ATOMS else copy_payload(item) for item in value])
+    if kind is LbfgsInvHessProduct:
+        made = object.__new__(kind)  # its constructor computes rho again
+        made.__dict__.update({name: copy_payload(part) for name, part in vars(value).items()})
+        return made
+    return value if isinstance(value, np.generic) else copy.deepcopy(value)
+
+
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, np.float64})

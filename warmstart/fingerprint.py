@@ -8,7 +8,6 @@ other. ``Level`` lists the rungs, `FitSpec` computes them.
 from __future__ import annotations
 
 import enum
-import functools
 import platform
 import re
 import reprlib

@@ -8,7 +8,6 @@ import functools
 import struct
 import sys
 import types
-import weakref
 from collections import OrderedDict
 from typing import Any
 
@@ -20,6 +19,7 @@ from warmstart.code import (
     Reference,
     installed_package,
     instructions,
+    once,
     references,
     resolve,
 )
@@ -64,28 +64,14 @@ def _write_function(encoder: Encoder, function: types.FunctionType) -> None:
     encoder.attributes(function.__dict__)
 
 
-_Facts = tuple[bytes, tuple[tuple[str, Reference], ...]]
-_facts_of_code: dict[int, tuple[weakref.ref[types.CodeType], _Facts]] = {}
-
-
-def _code_facts(code: types.CodeType) -> _Facts:
-    """Return the digest of `code` and the names that it reads, computed once a code object.
-
-    By identity, not by equality: equal code hashes its constants anew each time (1 us), and the
-    whole digest would cost 200 us on every call (CPython 3.11, 2026-11).
-    """
-    known = _facts_of_code.get(id(code))
-    if known is not None and known[0]() is code:
-        return known[1]
+@once
+def _code_facts(code: types.CodeType) -> tuple[bytes, tuple[tuple[str, Reference], ...]]:
+    """Return the digest of `code`, and the names that it reads with their steps in a path."""
     names = tuple(
         (".".join((f".__globals__[{name.name!r}]", *name.attributes)), name)
         for name in references(code)
     )
-    facts = digest_buffer(Encoder().encode(instructions(code))), names
-    if len(_facts_of_code) > 10_000:  # code made by exec in a loop
-        _facts_of_code.clear()
-    _facts_of_code[id(code)] = (weakref.ref(code), facts)
-    return facts
+    return digest_buffer(Encoder().encode(instructions(code))), names
 
 
 def _content(cell: types.CellType) -> Any:

@@ -121,7 +121,17 @@ class Encoder:
     one value: the numbers must not depend on what was encoded before.
     """
 
-    __slots__ = ("_capture", "_containers", "_digested", "_marks", "_met", "_name", "_open", "_trail", "out")
+    __slots__ = (
+        "_capture",
+        "_containers",
+        "_digested",
+        "_marks",
+        "_met",
+        "_name",
+        "_open",
+        "_trail",
+        "out",
+    )
 
     def __init__(
         self, capture: Callable[[str, Any, bytes], None] | None = None, name: str = ""
@@ -157,8 +167,8 @@ class Encoder:
 
     def name(self, code: bytes, *names: str) -> None:
         """Write a type byte and so many names."""
-        self.out.append(code)
-        self.out.extend(map(text_frame, names))
+        frames = [_frame_of_text.get(name) or text_frame(name) for name in names]
+        self.out.append(code + b"".join(frames))
 
     def part(self, step: str, value: Any) -> None:
         """Write what a function or object holds: arrays in it are data, errors tell the step."""

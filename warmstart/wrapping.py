@@ -14,6 +14,7 @@ from scipy.optimize import OptimizeResult
 
 from warmstart.errors import FingerprintError, WarmstartWarning
 from warmstart.fingerprint import FitSpec, Level, code_fingerprint, environment
+from warmstart.recent import Recent, signature
 from warmstart.record import Entry, EntryKind
 from warmstart.recording import Recorder
 from warmstart.rewarn import overhear, rewarn
@@ -114,8 +115,14 @@ _PAYLOAD = {"result", "evaluations", "seconds", "warnings", "rng"}
 
 def _identify(call: _Call) -> tuple[FitSpec, str]:
     """Return what is fitted, and whose finals are answers to it."""
-    model, data, settings = call.surface.parts(call.bound)
     options = call.options
+    plain = options.model is None and options.data is None and options.hyper is None
+    signed = signature(call.surface.name, call.bound) if plain and not call.surface.random else None
+    if signed is not None:
+        spec = _recent.get(signed)
+        if spec is not None:
+            return spec, environment()
+    model, data, settings = call.surface.parts(call.bound)
     producer = environment()
     if options.model is not None:
         code = {name: model[name] for name in model if name != "kind"}
@@ -126,7 +133,13 @@ def _identify(call: _Call) -> tuple[FitSpec, str]:
             producer += " code unknown"
     if options.data is not None:
         data["warm"] = options.data
-    return FitSpec(model=model, data=data, hyper=options.hyper, settings=settings), producer
+    spec = FitSpec(model=model, data=data, hyper=options.hyper, settings=settings)
+    if signed is not None:
+        _recent.add(signed, spec)
+    return spec, producer
+
+
+_recent = Recent()
 
 
 def _answer(call: _Call, entry: Entry) -> Any:

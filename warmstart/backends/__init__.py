@@ -107,6 +107,13 @@ class Backend(Protocol):
         """Do the whole batch and return its sequence number, or None if a condition failed."""
         ...
 
+    def version(self) -> object:
+        """Return something that is equal only as long as nobody has applied a batch. O(1).
+
+        It may change without one.
+        """
+        ...
+
     def lock(self, name: str, timeout: float = -1.0) -> AbstractContextManager[bool]:
         """Hold a named lock across threads and processes; yields whether it was got in time.
 

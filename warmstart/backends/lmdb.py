@@ -146,6 +146,10 @@ class LmdbBackend:
             self._environment.promote()
         return sequence
 
+    def version(self) -> object:
+        """Return the numbers of the last transactions in both halves, and of the opening."""
+        return self._environment.version()
+
     @contextlib.contextmanager
     def lock(self, name: str, timeout: float = -1.0) -> Iterator[bool]:
         """Hold a named lock across threads and processes; yields whether it was got in time."""
@@ -514,6 +518,12 @@ class _Environment:
                 raise
             kind = StoreFullError if error.errno in {errno.ENOSPC, errno.EDQUOT} else StoreError
             raise kind(f"the store {self.path} failed: {error}") from error
+
+    def version(self) -> object:
+        with self.hot.gate:
+            hot = self.hot.env.info()["last_txnid"]
+        with self.durable.gate:
+            return hot, self.durable.env.info()["last_txnid"], id(self)
 
     def size(self) -> int:
         with self._trouble():

@@ -82,6 +82,10 @@ class MemoryBackend:
             del self._keys[bisect_left(self._keys, key)]
             self._size -= len(key) + len(found[0]) + _OVERHEAD
 
+    def version(self) -> object:
+        """Return the number of the last batch."""
+        return self._sequence
+
     @contextlib.contextmanager
     def lock(self, name: str, timeout: float = -1.0) -> Iterator[bool]:
         """Hold a named lock across threads; yields whether it was got in time."""

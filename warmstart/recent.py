@@ -1,0 +1,175 @@
+"""Calls that this process has made before: their keys without encoding everything again.
+
+A key costs some 10 us to make, most of it for a function and its helpers that have not
+changed. What a call was given is compared here in full (types, every bit of numbers and small
+arrays); of functions it is checked that all they stand on are the same objects still. Only what
+cannot change without becoming another object counts as checked: numbers, strings, code, what
+packages offer. One list, array or instance of the user's, and the key is made anew.
+"""
+
+from __future__ import annotations
+
+import struct
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from warmstart.code import Absent, installed_package, references, resolve
+from warmstart.fingerprint import FitSpec
+
+__all__ = ["Recent", "signature"]
+
+_FIXED = frozenset({type(None), bool, int, float, complex, str, bytes})
+_SMALL = 1024
+_CAPACITY = 1000
+_MAX_HELPERS = 64
+
+
+class _Unsteady(Exception):  # noqa: N818 (an answer, not an error)
+    """A function stands on something that may change in place."""
+
+
+class _Steady:
+    """All that a function stands on, as it was, by identity."""
+
+    def __init__(self, function: types.FunctionType) -> None:
+        self.names: list[tuple[dict[str, Any], str, Any]] = []
+        self.cells: list[tuple[types.CellType, Any]] = []
+        self.functions: list[tuple[types.FunctionType, types.CodeType, Any]] = []
+        todo, seen = [function], {function}
+        while todo:
+            for value in self._note(todo.pop()):
+                if value not in seen:
+                    seen.add(value)
+                    todo.append(value)
+            if len(seen) > _MAX_HELPERS:
+                raise _Unsteady
+
+    def _note(self, function: types.FunctionType) -> list[types.FunctionType]:
+        """Note what one function stands on; returns the functions of the user's among it."""
+        if _is_installed(function):
+            return []
+        held: list[Any] = list(function.__defaults__ or ())
+        if function.__kwdefaults__ or function.__dict__:
+            raise _Unsteady
+        self.functions.append((function, function.__code__, function.__defaults__))
+        for cell in function.__closure__ or ():
+            content = _content(cell)
+            self.cells.append((cell, content))
+            held.append(content)
+        for reference in references(function.__code__):
+            value = function.__globals__.get(reference.name, Absent)
+            if reference.imported:
+                raise _Unsteady
+            self.names.append((function.__globals__, reference.name, value))
+            held.append(value)
+        return [value for value in held if _check(value)]
+
+    def holds(self) -> bool:
+        """Return whether all of it is in its place still."""
+        for namespace, name, value in self.names:
+            if namespace.get(name, Absent) is not value:
+                return False
+        for function, code, defaults in self.functions:
+            if (
+                function.__code__ is not code
+                or function.__defaults__ is not defaults
+                or function.__kwdefaults__
+                or function.__dict__
+            ):
+                return False
+        return all(_content(cell) is value for cell, value in self.cells)
+
+
+def _check(value: Any) -> bool:
+    """Return whether a value is a function to look into; refuse what may change in place."""
+    kind = type(value)
+    if kind is types.FunctionType:
+        return True
+    if kind in _FIXED or value is Absent or kind is np.ufunc:
+        return False
+    if kind is types.ModuleType and installed_package(value.__name__):
+        return False
+    if kind is types.BuiltinFunctionType and isinstance(value.__self__, types.ModuleType):
+        return False
+    if isinstance(value, type) and installed_package(value.__module__):
+        return False
+    raise _Unsteady
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return Absent
+
+
+def _is_installed(function: types.FunctionType) -> bool:
+    module = function.__module__
+    return bool(installed_package(module)) and resolve(module, function.__qualname__) is function
+
+
+def signature(name: str, bound: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Return what a call was given as something that can be looked up, or None.
+
+    Two calls with equal signatures were given the same types and bits, and the same functions.
+    """
+    parts: list[Any] = [name]
+    try:
+        for argument, value in bound.items():
+            parts.append(argument)
+            _sign(value, parts)
+    except _Unsteady:
+        return None
+    return tuple(parts)
+
+
+def _sign(value: Any, parts: list[Any]) -> None:
+    kind = type(value)
+    if kind is np.ndarray and value.nbytes <= _SMALL and value.dtype.kind in "biufc":
+        parts += (kind, value.dtype.str, value.shape, value.tobytes())
+    elif kind is float:
+        parts += (kind, _bits(value))  # -0.0 is not 0.0
+    elif kind in _FIXED and kind is not complex:
+        parts += (kind, value)
+    elif kind is types.FunctionType:
+        parts.append(value)
+    elif kind is list or kind is tuple or kind is dict:
+        parts += (kind, len(value))
+        for item in value.items() if kind is dict else value:
+            _sign(item, parts)
+    else:
+        raise _Unsteady
+
+
+_bits = struct.Struct("<d").pack
+
+
+class Recent:
+    """The specs of recent calls, by signature; a bounded number."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], tuple[list[_Steady], FitSpec]] = {}
+
+    def get(self, signed: tuple[Any, ...]) -> FitSpec | None:
+        """Return the spec of a call with this signature, if its functions are as they were."""
+        known = self._known.get(signed)
+        if known is None:
+            return None
+        for steady in known[0]:
+            if not steady.holds():
+                del self._known[signed]
+                return None
+        return known[1]
+
+    def add(self, signed: tuple[Any, ...], spec: FitSpec) -> None:
+        """Remember a spec, if its functions stand on nothing that may change in place."""
+        try:
+            steady = [_Steady(part) for part in signed if type(part) is types.FunctionType]
+        except _Unsteady:
+            return
+        if len(self._known) >= _CAPACITY:
+            self._known.clear()
+        self._known[signed] = (steady, spec)
