@@ -6,10 +6,10 @@ if a result differs from plain scipy's or a remembered fit is run again, never o
 
 Measured are
 
-- hits of a small ``minimize`` (10 parameters, L-BFGS-B), of one whose objective reads a global
-  array, of 300 different ones in turn (the first repeats one call), of one with 10 MB of data in ``args``
-  (a new array object each time, and the same one), and of a ``curve_fit`` (200 points, 3
-  parameters): what it takes to say that this fit is known and to return its result;
+- hits of a small ``minimize`` (10 parameters, L-BFGS-B; the same call again and again), of one
+  whose objective reads a global array, of 300 different ones in turn, of one with 10 MB of data
+  in ``args`` (a new array object each time, and the same one), and of a ``curve_fit`` (200
+  points, 3 parameters): what it takes to say that this fit is known and to return its result;
 - a miss: the small fit with a new start each time, so that it is fitted and stored;
 - a session's operations, and look-ups in a store with many entries.
 
@@ -162,7 +162,7 @@ def hits(
     folder: Path,
     fits: int = 1,
 ) -> Case:
-    """Time hits of one fit, or of so many in turn, once all contenders have shown that they remember it."""
+    """Time hits of one fit, or of so many in turn, once it is shown that they are hits."""
     with ExitStack() as stack:
         store = stack.enter_context(Store(folder / "warmstart"))
         reports = stack.enter_context(using(store=store))
@@ -337,7 +337,7 @@ def all_cases(folder: Path, *, quick: bool) -> Iterator[Case]:
     yield hits("hit, small minimize", arguments=lambda: (x0, weight), folder=fresh(), **small)
     around = small | {"plain": fit_around, "warm": warm_around}
     yield hits(
-        "hit, small minimize, global array",
+        "hit, minimize, global array",
         arguments=lambda: (x0, weight),
         folder=fresh(),
         **around,
@@ -345,7 +345,7 @@ def all_cases(folder: Path, *, quick: bool) -> Iterator[Case]:
     starts = (np.full(10, 0.5 + 1e-3 * number) for number in itertools.count())
     fits = 30 if quick else 300
     yield hits(
-        f"hit, {fits} small minimize in turn",
+        f"hit, {fits} minimize in turn",
         arguments=lambda: (next(starts), weight),
         folder=fresh(),
         fits=fits,
@@ -397,7 +397,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     parser.add_argument("--folder", type=Path, help="on which disk to store, by default /tmp")
     given = parser.parse_args()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 100)
     about = machine()
     console.print(
         ", ".join(f"{name} {value or 'no'}" for name, value in about.items()), soft_wrap=True

@@ -838,7 +838,8 @@ def copy_payload(value: Any) -> Any:
         return kind([item if type(item) in _ATOMS else copy_payload(item) for item in value])
     if kind is LbfgsInvHessProduct:
         made = object.__new__(kind)  # its constructor computes rho again
-        made.__dict__.update({name: copy_payload(part) for name, part in vars(value).items()})
+        for name, part in vars(value).items():
+            made.__dict__[name] = part.copy() if type(part) is np.ndarray else part
         return made
     return value if isinstance(value, np.generic) else copy.deepcopy(value)
 
