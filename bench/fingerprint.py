@@ -47,20 +47,14 @@ def spec(x0: Any) -> FitSpec:
     )
 
 
-def in_turn(calls: list[Callable[[], Any]], pause: float = 0.0) -> list[tuple[float, float]]:
-    """Time calls one after another, again and again: median and 90th percentile in seconds.
-
-    Containers may give a process its second processor only after a rest (here: 6 ms for 100 MB
-    after 0.1 s of sleep, 12 ms after 0.1 s of work), so long calls are timed after a pause each.
-    """
+def in_turn(calls: list[Callable[[], Any]], seconds: float = 1.0) -> list[tuple[float, float]]:
+    """Time calls one after another, again and again: median and 90th percentile in seconds."""
     times: list[list[float]] = [[] for _ in calls]
     for call in calls:
         call()
-    stop = time.perf_counter() + (4.0 if pause else 1.0)
+    stop = time.perf_counter() + seconds
     while time.perf_counter() < stop or len(times[0]) < 5:
         for call, taken in zip(calls, times, strict=True):
-            if pause:
-                time.sleep(pause)
             start = time.perf_counter()
             call()
             taken.append(time.perf_counter() - start)
@@ -103,8 +97,7 @@ def main() -> None:
     for column in ("value", "warmstart", "p90", "joblib.hash", "p90", "times faster"):
         table.add_column(column, justify="left" if column == "value" else "right")
     for name, value in cases.items():
-        pause = 0.1 if name.startswith("100 MB") else 0.0
-        ours, theirs = in_turn([lambda v=value: key(v), lambda v=value: joblib.hash(v)], pause)
+        ours, theirs = in_turn([lambda v=value: key(v), lambda v=value: joblib.hash(v)])
         table.add_row(name, *map(_time, (*ours, *theirs)), f"{theirs[0] / ours[0]:.1f}")
     [ours] = in_turn([lambda: spec(x0)])
     table.add_row("FitSpec of a small minimize", *map(_time, ours), "", "", "")

@@ -1,6 +1,6 @@
 """What a hit, a first fit and a checkpoint cost, beside the peers and beside fitting again.
 
-Run ``python bench/hits.py`` (a few minutes), or with ``--quick`` (under 20 s, for CI: fails only
+Run ``python bench/hits.py`` (a minute), or with ``--quick`` (under 20 s, for CI: fails only
 if a result differs from plain scipy's or a remembered fit is run again, never on a time).
 ``--json FILE`` writes all figures, ``--folder`` chooses the disk.
 

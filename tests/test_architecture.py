@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import json
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -132,3 +134,22 @@ saved: int = sum(fit.evaluations_saved for fit in fits)
     file = tmp_path / "user.py"
     file.write_text(code)
     subprocess.run([sys.executable, "-m", "mypy", "--strict", str(file)], check=True, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["README.md", "notebooks/quickstart.ipynb"])
+def test_documents_run(name, tmp_path, monkeypatch):
+    """The Python of the README and of the notebook runs from top to bottom."""
+    path = Path(__file__).parents[1] / name
+    text = path.read_text()
+    if path.suffix == ".md":
+        blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    else:
+        cells = json.loads(text)["cells"]
+        blocks = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WARMSTART_STORE", str(tmp_path / "store"))
+    assert len(blocks) >= 3
+    namespace = {"__name__": "__main__", "fun": lambda x: float(x @ x), "x0": [1.0, 2.0]}
+    for block in blocks:
+        exec(compile(block, name, "exec"), namespace)
+    namespace["store"].close()

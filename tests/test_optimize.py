@@ -96,6 +96,8 @@ FITS = {
         (residuals, [1.0, 1.0, 0.0]),
         {"loss": "soft_l1", "bounds": ([0, 0, 0], [9, 9, 9])},
     ),
+    "leastsq": ("leastsq", (residuals, [1.0, 1.0, 0.0]), {}),
+    "leastsq full": ("leastsq", (residuals, [1.0, 1.0, 0.0]), {"full_output": True}),
     "curve_fit": ("curve_fit", (curve, X, Y), {}),
     "curve_fit full": (
         "curve_fit",
@@ -696,6 +698,15 @@ LIBRARIES = {
         y = 3 * np.exp(-x / 0.7) + 0.01 * np.cos(40 * x)
         fit = model.fit(y, x=x, amplitude=1.0, decay=1.0, method="least_squares")
         print(*sorted(fit.best_values.items()))
+        """,
+    "lmfit default": """
+        import lmfit
+        def residual(p, x, y):
+            return p["a"] * np.exp(-p["b"] * x) - y
+        x = np.linspace(0, 3, 40)
+        y = 3 * np.exp(-x / 0.7) + 0.01 * np.cos(40 * x)
+        fit = lmfit.minimize(residual, lmfit.create_params(a=1.0, b=1.0), args=(x, y))
+        print(fit.params["a"].value, fit.params["b"].stderr, fit.chisqr)
         """,
     "statsmodels": """
         import statsmodels.api as sm

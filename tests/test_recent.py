@@ -132,4 +132,4 @@ class TestSignature:
         recent = Recent()
         for n in range(10_000):
             recent.add(("f", n), None)
-        assert len(recent._known) <= 1000
+        assert len(recent._known) <= 1024

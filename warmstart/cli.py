@@ -40,6 +40,7 @@ The store is the one given by --store, else $WARMSTART_STORE, else a folder in t
 cache directory. `warmstart stats` says where.
 """
 
+_LINES = 50
 _Handler = Callable[[argparse.Namespace, "_Out"], int]
 
 
@@ -387,8 +388,11 @@ def _verify(parsed: argparse.Namespace, out: _Out) -> int:
             f"{report.repaired} removed: {state}",
             highlight=False,
         )
-        for line in [*report.structure, *report.damaged][:50]:
+        lines = [*report.structure, *report.damaged]
+        for line in lines[:_LINES]:
             out.console.print(f"  {line}", markup=False, highlight=False)
+        if len(lines) > _LINES:
+            out.console.print(f"  and {len(lines) - _LINES} more: --json shows them")
         if report.damaged and not parsed.repair:
             out.console.print("`warmstart verify --repair` removes what is damaged")
     return 0 if report.sound else 1

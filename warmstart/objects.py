@@ -191,7 +191,7 @@ def _write_enum(encoder: Encoder, value: enum.Enum) -> None:
     encoder.part(".value", value.value)
 
 
-def _package_of(cls: type) -> str | None:
+def package_of(cls: type) -> str | None:
     """Return the package that offers a class under its name, or None where content counts."""
     package = installed_package(cls.__module__)
     # Many classes made while a program runs (make_dataclass, exec) claim a module that does not
@@ -205,7 +205,7 @@ def _package_of(cls: type) -> str | None:
 def _write_type(encoder: Encoder, cls: type) -> None:
     if encoder.met(cls):
         return
-    package = _package_of(cls)
+    package = package_of(cls)
     if package:
         encoder.name(b"g", package, cls.__module__, cls.__qualname__)
         return
@@ -329,7 +329,7 @@ def _reduce(value: Any) -> tuple[Any, ...]:
 def _write_of_library(encoder: Encoder, value: Any) -> bool:
     """Write what an installed package's instance is known by better than by its content."""
     cls = type(value)
-    package = _package_of(cls)
+    package = package_of(cls)
     if callable(value) and hasattr(value, "__qualname__"):
         module = installed_package(value.__module__)
         if package or (module and resolve(value.__module__, value.__qualname__) is value):

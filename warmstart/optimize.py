@@ -17,6 +17,7 @@ __all__ = list(_scipy.__all__)
 
 minimize = remembered(SURFACES["minimize"])
 least_squares = remembered(SURFACES["least_squares"])
+leastsq = remembered(SURFACES["leastsq"])
 curve_fit = remembered(SURFACES["curve_fit"])
 differential_evolution = remembered(SURFACES["differential_evolution"])
 

@@ -18,12 +18,14 @@ import numpy as np
 
 from warmstart.code import Absent, installed_package, references, resolve
 from warmstart.fingerprint import FitSpec
+from warmstart.objects import package_of
 
 __all__ = ["Recent", "signature"]
 
 _FIXED = frozenset({type(None), bool, int, float, complex, str, bytes})
-_SMALL = 1024
-_CAPACITY = 1000
+_SMALL, _FEW = 1024, 64
+"""Bytes of an array, items of a container: larger ones are cheaper to digest than to copy."""
+_CAPACITY = 1024
 _MAX_HELPERS = 64
 
 
@@ -94,7 +96,7 @@ def _check(value: Any) -> bool:
         return False
     if kind is types.BuiltinFunctionType and isinstance(value.__self__, types.ModuleType):
         return False
-    if isinstance(value, type) and installed_package(value.__module__):
+    if isinstance(value, type) and package_of(value):
         return False
     raise _Unsteady
 
@@ -132,11 +134,11 @@ def _sign(value: Any, parts: list[Any]) -> None:
         parts += (kind, value.dtype.str, value.shape, value.tobytes())
     elif kind is float:
         parts += (kind, _bits(value))  # -0.0 is not 0.0
-    elif kind in _FIXED and kind is not complex:
+    elif kind in _FIXED and kind is not complex and (kind not in _TEXTS or len(value) <= _SMALL):
         parts += (kind, value)
     elif kind is types.FunctionType:
         parts.append(value)
-    elif kind is list or kind is tuple or kind is dict:
+    elif (kind is list or kind is tuple or kind is dict) and len(value) <= _FEW:
         parts += (kind, len(value))
         for item in value.items() if kind is dict else value:
             _sign(item, parts)
@@ -144,6 +146,7 @@ def _sign(value: Any, parts: list[Any]) -> None:
         raise _Unsteady
 
 
+_TEXTS = frozenset({str, bytes})
 _bits = struct.Struct("<d").pack
 
 

@@ -79,6 +79,8 @@ class Recorder:
 
     def _seen(self, x: NDArray[Any], value: Any, target: Callable[..., Any]) -> None:
         self.evaluations += 1
+        if x.dtype.kind == "c":  # a complex step, which is no point
+            return
         now = time.perf_counter()
         if self._ranked:
             try:

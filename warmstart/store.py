@@ -64,7 +64,7 @@ __all__ = ["RunInfo", "Store", "StoreStats", "VerifyReport"]
 
 _T = TypeVar("_T")
 _Order = Callable[[Slot, bytes], Any]
-_RECENT, _SMALL = 128, 1 << 14
+_RECENT, _SMALL = 1024, 1 << 13
 """So many entries are kept decoded, if their records have no more bytes than that."""
 _MAX_RUNS = 8
 """Runs whose entries are kept under one key: a fit killed a thousand times leaves eight."""

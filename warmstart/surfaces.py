@@ -201,6 +201,13 @@ SURFACES: dict[str, Surface] = {
             data=("xdata", "ydata", "sigma"),
         ),
         Surface(
+            name="leastsq",
+            function="func",
+            kind="residuals",
+            start="x0",
+            model=("func", "Dfun"),
+        ),
+        Surface(
             name="differential_evolution",
             function="func",
             kind="objective",
