@@ -73,6 +73,15 @@ class TestChanges:
         assert before[0] == before[1]
         assert key(fun) != before[0]
 
+    def test_a_replaced_builtin_is_noticed(self, monkeypatch):
+        """What ``builtins`` offers may be replaced as well."""
+        import builtins
+
+        fun = define(SUM.format(" + abs(-1.0)"))
+        before = key(fun)
+        monkeypatch.setattr(builtins, "abs", lambda _x: 7.0)
+        assert key(fun) != before
+
     def test_changed_back_it_is_the_same_again(self):
         """A global that is set back gives the first key."""
         fun = define("C = 1\n" + SUM.format(" + C"))

@@ -4,7 +4,8 @@ A key costs some 10 us to make, most of it for a function and its helpers that h
 changed. What a call was given is compared here in full (types, every bit of numbers and small
 arrays); of functions it is checked that all they stand on are the same objects still. Only what
 cannot change without becoming another object counts as checked: numbers, strings, code, what
-packages offer. One list, array or instance of the user's, and the key is made anew.
+packages offer; small arrays are compared. One list, large array or instance of the user's, and
+the key is made anew.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from warmstart.code import Absent, installed_package, references, resolve
-from warmstart.fingerprint import FitSpec
+from warmstart.fingerprint import Fingerprint
 from warmstart.objects import package_of
 
 __all__ = ["Recent", "signature"]
@@ -39,6 +40,7 @@ class _Steady:
     def __init__(self, function: types.FunctionType) -> None:
         self.names: list[tuple[dict[str, Any], str, Any]] = []
         self.cells: list[tuple[types.CellType, Any]] = []
+        self.arrays: list[tuple[np.ndarray[Any, Any], tuple[Any, ...]]] = []
         self.functions: list[tuple[types.FunctionType, types.CodeType, Any]] = []
         todo, seen = [function], {function}
         while todo:
@@ -66,8 +68,30 @@ class _Steady:
             if reference.imported:
                 raise _Unsteady
             self.names.append((function.__globals__, reference.name, value))
+            if value is Absent:  # then it is a builtin, which may be replaced too
+                scope: dict[str, Any] = function.__builtins__  # type: ignore[attr-defined]
+                value = scope.get(reference.name, Absent)
+                self.names.append((scope, reference.name, value))
             held.append(value)
-        return [value for value in held if _check(value)]
+        return [value for value in held if self._check(value)]
+
+    def _check(self, value: Any) -> bool:
+        """Return whether a value is a function to look into; refuse what may change unseen."""
+        kind = type(value)
+        if kind is types.FunctionType:
+            return True
+        if kind in _FIXED or value is Absent or kind is np.ufunc:
+            return False
+        if kind is np.ndarray and _is_small(value):
+            self.arrays.append((value, _bits_of(value)))
+            return False
+        if kind is types.ModuleType and installed_package(value.__name__):
+            return False
+        if kind is types.BuiltinFunctionType and isinstance(value.__self__, types.ModuleType):
+            return False
+        if isinstance(value, type) and package_of(value):
+            return False
+        raise _Unsteady
 
     def holds(self) -> bool:
         """Return whether all of it is in its place still."""
@@ -82,23 +106,17 @@ class _Steady:
                 or function.__dict__
             ):
                 return False
-        return all(_content(cell) is value for cell, value in self.cells)
+        if not all(_content(cell) is value for cell, value in self.cells):
+            return False
+        return all(_bits_of(array) == bits for array, bits in self.arrays)
 
 
-def _check(value: Any) -> bool:
-    """Return whether a value is a function to look into; refuse what may change in place."""
-    kind = type(value)
-    if kind is types.FunctionType:
-        return True
-    if kind in _FIXED or value is Absent or kind is np.ufunc:
-        return False
-    if kind is types.ModuleType and installed_package(value.__name__):
-        return False
-    if kind is types.BuiltinFunctionType and isinstance(value.__self__, types.ModuleType):
-        return False
-    if isinstance(value, type) and package_of(value):
-        return False
-    raise _Unsteady
+def _is_small(value: np.ndarray[Any, Any]) -> bool:
+    return value.nbytes <= _SMALL and value.dtype.kind in "biufc"
+
+
+def _bits_of(value: np.ndarray[Any, Any]) -> tuple[Any, ...]:
+    return value.dtype.str, value.shape, value.tobytes()
 
 
 def _content(cell: types.CellType) -> Any:
@@ -130,8 +148,8 @@ def signature(name: str, bound: Mapping[str, Any]) -> tuple[Any, ...] | None:
 
 def _sign(value: Any, parts: list[Any]) -> None:
     kind = type(value)
-    if kind is np.ndarray and value.nbytes <= _SMALL and value.dtype.kind in "biufc":
-        parts += (kind, value.dtype.str, value.shape, value.tobytes())
+    if kind is np.ndarray and _is_small(value):
+        parts.append(_bits_of(value))
     elif kind is float:
         parts += (kind, _bits(value))  # -0.0 is not 0.0
     elif kind in _FIXED and kind is not complex and (kind not in _TEXTS or len(value) <= _SMALL):
@@ -151,28 +169,28 @@ _bits = struct.Struct("<d").pack
 
 
 class Recent:
-    """The specs of recent calls, by signature; a bounded number."""
+    """The keys of recent calls, by signature; a bounded number."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], tuple[list[_Steady], FitSpec]] = {}
+        self._known: dict[tuple[Any, ...], tuple[list[_Steady], Fingerprint]] = {}
 
-    def get(self, signed: tuple[Any, ...]) -> FitSpec | None:
-        """Return the spec of a call with this signature, if its functions are as they were."""
+    def get(self, signed: tuple[Any, ...]) -> Fingerprint | None:
+        """Return the key of a call with this signature, if its functions are as they were."""
         known = self._known.get(signed)
         if known is None:
             return None
         for steady in known[0]:
             if not steady.holds():
-                del self._known[signed]
+                self._known.pop(signed, None)
                 return None
         return known[1]
 
-    def add(self, signed: tuple[Any, ...], spec: FitSpec) -> None:
-        """Remember a spec, if its functions stand on nothing that may change in place."""
+    def add(self, signed: tuple[Any, ...], key: Fingerprint) -> None:
+        """Remember a key, if its functions stand on nothing that may change unseen."""
         try:
             steady = [_Steady(part) for part in signed if type(part) is types.FunctionType]
         except _Unsteady:
             return
         if len(self._known) >= _CAPACITY:
             self._known.clear()
-        self._known[signed] = (steady, spec)
+        self._known[signed] = (steady, key)

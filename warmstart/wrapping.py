@@ -82,27 +82,42 @@ _DOC = "How to remember this fit; see `warmstart.Warm`. ``result.warm`` tells wh
 
 
 def _fit(call: _Call) -> Any:
+    store, options = store_of(call.options), call.options
+    signed = _signature(call)
+    key = _recent.get(signed) if signed is not None else None
+    spec, producer = None, environment()
     try:
-        spec, producer = _identify(call)
+        if key is None:
+            spec, producer = _identify(call)
+            key = spec.key
+            if signed is not None:
+                _recent.add(signed, key)
+        entry = None
+        if not options.refit:
+            entry = store.attempt(lambda: store.best(key, producer=producer), None)
+        if entry is not None and _is_answer(call, entry):
+            return _answer(call, entry)
+        if spec is None:
+            spec, producer = _identify(call)
     except FingerprintError as error:
         warnings.warn(f"this fit is not remembered: {error}", WarmstartWarning, stacklevel=3)
         result = call.surface.scipy(*call.args, **call.kwargs)
         return _with_report(result, FitReport(source="off", why=str(error)))
-    store, options = store_of(call.options), call.options
-    entry = None
-    if not options.refit:
-        entry = store.attempt(lambda: store.best(spec.key, producer=producer), None)
-    final = entry is not None and entry.kind is EntryKind.FINAL
-    silent = "callback" not in call.bound or options.callbacks == "skip"
-    if entry is not None and final and silent and _is_ours(entry):
-        return _answer(call, entry)
     session = Session(store, spec, producer=producer, interval=options.interval)
     if entry is None:
         return _run(call, session)
-    if not final:
+    if entry.kind is EntryKind.CHECKPOINT:
         return _resume(call, session, entry)
-    why = 'remembered, but run again for its callback; callbacks="skip" returns it'
-    return _run(call, session, why=None if silent else why)
+    why = None
+    if _is_ours(entry):
+        why = 'remembered, but run again for its callback; callbacks="skip" returns it'
+    return _run(call, session, why=why)
+
+
+def _is_answer(call: _Call, entry: Entry) -> bool:
+    """Whether an entry may be returned instead of running the fit."""
+    silent = "callback" not in call.bound or call.options.callbacks == "skip"
+    return entry.kind is EntryKind.FINAL and silent and _is_ours(entry)
 
 
 def _is_ours(entry: Entry) -> bool:
@@ -116,12 +131,6 @@ _PAYLOAD = {"result", "evaluations", "seconds", "warnings", "rng"}
 def _identify(call: _Call) -> tuple[FitSpec, str]:
     """Return what is fitted, and whose finals are answers to it."""
     options = call.options
-    plain = options.model is None and options.data is None and options.hyper is None
-    signed = signature(call.surface.name, call.bound) if plain and not call.surface.random else None
-    if signed is not None:
-        spec = _recent.get(signed)
-        if spec is not None:
-            return spec, environment()
     model, data, settings = call.surface.parts(call.bound)
     producer = environment()
     if options.model is not None:
@@ -133,10 +142,14 @@ def _identify(call: _Call) -> tuple[FitSpec, str]:
             producer += " code unknown"
     if options.data is not None:
         data["warm"] = options.data
-    spec = FitSpec(model=model, data=data, hyper=options.hyper, settings=settings)
-    if signed is not None:
-        _recent.add(signed, spec)
-    return spec, producer
+    return FitSpec(model=model, data=data, hyper=options.hyper, settings=settings), producer
+
+
+def _signature(call: _Call) -> tuple[Any, ...] | None:
+    """Return what the call was given, where that alone makes its key."""
+    options = call.options
+    named = options.model is not None or options.data is not None or options.hyper is not None
+    return None if named or call.surface.random else signature(call.surface.name, call.bound)
 
 
 _recent = Recent()

@@ -30,6 +30,7 @@ import contextlib
 import errno
 import functools
 import heapq
+import itertools
 import os
 import re
 import shutil
@@ -71,6 +72,7 @@ _DAMAGED = (
     lmdb.PanicError,
     lmdb.VersionMismatchError,
 )
+_openings = itertools.count()
 _T = TypeVar("_T")
 
 
@@ -355,6 +357,7 @@ class _Environment:
         self._promoter: _Promoter | None = None
         self._writes = 0
         self._full = False
+        self._opening = next(_openings)
         self.place.prepare()
         try:
             if read_only:
@@ -527,10 +530,11 @@ class _Environment:
             raise kind(f"the store {self.path} failed: {error}") from error
 
     def version(self) -> object:
-        with self.hot.gate:
-            hot = self.hot.env.info()["last_txnid"]
-        with self.durable.gate:
-            return hot, self.durable.env.info()["last_txnid"], id(self)
+        with self._trouble():
+            with self.hot.gate:
+                hot = self.hot.env.info()["last_txnid"]
+            with self.durable.gate:
+                return hot, self.durable.env.info()["last_txnid"], self._opening
 
     def size(self) -> int:
         with self._trouble():
