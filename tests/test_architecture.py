@@ -20,7 +20,7 @@ import warmstart
 FLOORS = [
     ["errors"],
     ["arrays", "code", "backends"],
-    ["values", "backends.memory", "backends.place"],
+    ["values", "backends.memory", "backends.place", "backends.halves"],
     ["objects", "backends.lmdb"],
     ["fingerprint", "codec"],
     ["record"],

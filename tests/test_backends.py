@@ -286,7 +286,7 @@ class TestDurability:
         environment.hot.env.copy(str(tmp_path / "hotcopy")) if (
             tmp_path / "hotcopy"
         ).mkdir() else None
-        frame = lmdb_module._frame(b"a", 1, b"stale")
+        frame = lmdb_module.make_frame(b"a", 1, b"stale")
         backend.apply(Batch({b"a": b"new"}), Durability.POWER)
         environment.hot.write(lambda txn: txn.put(b"a", frame))
         backend.flush()
@@ -296,7 +296,7 @@ class TestDurability:
         """A frame whose checksum disagrees stays out of the durable part."""
         backend.apply(Batch({b"a": b"good"}), Durability.POWER)
         environment = backend._environment
-        bad = bytearray(lmdb_module._frame(b"a", 1 << 40, b"evil"))
+        bad = bytearray(lmdb_module.make_frame(b"a", 1 << 40, b"evil"))
         bad[-1] ^= 1
         environment.hot.write(lambda txn: txn.put(b"a", bytes(bad)))
         assert backend.verify()
@@ -309,7 +309,7 @@ class TestDurability:
 import warmstart.backends.lmdb as m
 backend = LmdbBackend(sys.argv[1])
 backend.apply(Batch({b"a": b"1", b"b": b"1"}), Durability.POWER)
-m._forget = lambda txn, group: os.kill(os.getpid(), signal.SIGKILL)
+m.forget = lambda txn, group: os.kill(os.getpid(), signal.SIGKILL)
 backend.apply(Batch({b"a": b"2"}, [b"b"]), Durability.POWER)
 """
         assert in_child(code, place, check=False).returncode == -signal.SIGKILL
@@ -576,8 +576,8 @@ except StoreError:
     def test_an_unclean_end_is_noticed_and_checked(self, place, monkeypatch):
         """After SIGKILL the next opening checks the files, after a clean close it does not."""
         checks = []
-        plain = lmdb_module._problems
-        monkeypatch.setattr(lmdb_module, "_problems", lambda f: checks.append(f) or plain(f))
+        plain = lmdb_module.problems_of
+        monkeypatch.setattr(lmdb_module, "problems_of", lambda f: checks.append(f) or plain(f))
         self.fill(place)
         backend = LmdbBackend(place)
         backend.get(b"k1")

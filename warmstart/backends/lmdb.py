@@ -34,32 +34,41 @@ import itertools
 import os
 import re
 import shutil
-import struct
 import threading
 import weakref
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import lmdb
 from filelock import Timeout
 
 from warmstart.backends import Batch, Durability, Item, check
+from warmstart.backends.halves import (
+    FRAME,
+    GROUP,
+    HEADER,
+    Half,
+    age_of,
+    copied,
+    forget,
+    group_after,
+    is_whole,
+    item_of,
+    make_frame,
+    problems_of,
+    read_mark,
+    sequence_of,
+    settle,
+    settle_base,
+    walk,
+)
 from warmstart.backends.place import HALVES, Place
 from warmstart.errors import ArgumentError, StoreError, StoreFullError
 
 __all__ = ["LmdbBackend"]
 
-_FRAME = struct.Struct("<QI")
-"""Before each value: the sequence number of its batch, CRC-32 of key, number and value. A frame
-with no value is a tombstone: deleted in hot, still to be deleted in durable."""
-_HEADER = _FRAME.size
-_BASE = b"\0base"
-_MARK = b"\0mark"
-_GROUP = 32 << 20
 _PAUSE = 0.25
 """Seconds for which the promoter lets writes gather."""
 _FLOOR = 8 << 20
@@ -73,7 +82,6 @@ _DAMAGED = (
     lmdb.VersionMismatchError,
 )
 _openings = itertools.count()
-_T = TypeVar("_T")
 
 
 class LmdbBackend:
@@ -201,150 +209,6 @@ def _rebuild(path: str, read_only: bool, map_size: int, allow_network: bool) -> 
     return LmdbBackend(path, read_only=read_only, map_size=map_size, allow_network=allow_network)
 
 
-class _Gate:
-    """Lets transactions in together, and growth of the map in alone.
-
-    ``set_mapsize`` invalidates all live transactions of the process; so does closing.
-    """
-
-    __slots__ = ("_alone", "_changed", "_inside")
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
-        self._inside = 0
-        self._alone = False
-
-    def __enter__(self) -> None:
-        with self._changed:
-            while self._alone:
-                self._changed.wait()
-            self._inside += 1
-
-    def __exit__(self, *exception: object) -> None:
-        with self._changed:
-            self._inside -= 1
-            if not self._inside:
-                self._changed.notify_all()
-
-    def close(self) -> None:
-        """Wait until nobody is inside, and keep everybody out."""
-        with self._changed:
-            while self._alone:
-                self._changed.wait()
-            self._alone = True
-            while self._inside:
-                self._changed.wait()
-
-    def open(self) -> None:
-        """Let everybody in again."""
-        with self._changed:
-            self._alone = False
-            self._changed.notify_all()
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be the only one inside."""
-        self.close()
-        try:
-            yield
-        finally:
-            self.open()
-
-
-class _Half:
-    """One LMDB environment, its gate and its growth."""
-
-    def __init__(self, folder: Path, *, sync: bool, map_size: int, read_only: bool) -> None:
-        self.gate = _Gate()
-        data = folder / "data.mdb"
-        size = max(map_size, 2 * data.stat().st_size if data.exists() else 0)
-        locks = not read_only or os.access(folder, os.W_OK)
-        self.env = lmdb.open(
-            str(folder),
-            map_size=size,
-            sync=sync,
-            metasync=sync,
-            readonly=read_only,
-            create=not read_only,
-            lock=locks,
-            mode=0o600,
-            max_readers=1024,
-            readahead=False,
-            max_spare_txns=0,  # a child that closes would free the slots of spare readers
-        )
-        if locks:
-            self.env.reader_check()
-
-    def read(self, work: Callable[[lmdb.Transaction], _T]) -> _T:
-        """Do `work` in a read transaction."""
-        while True:
-            with self.gate:
-                try:
-                    with self.env.begin(buffers=True) as txn:
-                        return work(txn)
-                except lmdb.MapResizedError:
-                    pass
-                except lmdb.ReadersFullError:
-                    if not self.env.reader_check():
-                        raise
-                    continue
-            self._adopt()
-
-    def write(self, work: Callable[[lmdb.Transaction], _T]) -> _T:
-        """Do `work` in a write transaction; again from the start if the map has to grow."""
-        while True:
-            with self.gate:  # every call of the engine: a child forked inside one waits for ever
-                try:
-                    with self.env.begin(write=True) as txn:
-                        return work(txn)
-                except lmdb.MapFullError:
-                    grow, size = True, self.env.info()["map_size"]
-                except lmdb.MapResizedError:
-                    grow, size = False, 0
-            if grow:
-                self._grow(size)
-            else:
-                self._adopt()
-
-    def _grow(self, size: int) -> None:
-        # Doubling: by a fixed step, six processes ran into the limit 60 to 110 times each.
-        with self.gate.alone():
-            if self.env.info()["map_size"] <= size:
-                self.env.set_mapsize(2 * size)
-
-    def _adopt(self) -> None:
-        """Take over the size to which another process has grown the map."""
-        with self.gate.alone():
-            self.env.set_mapsize(0)
-
-    def size(self) -> int:
-        with self.gate:
-            stat = self.env.stat()
-        pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-        return int(pages * stat["psize"])
-
-
-def _checksum(key: bytes, sequence: int, value: Any) -> int:
-    return zlib.crc32(value, zlib.crc32(sequence.to_bytes(8, "little"), zlib.crc32(key)))
-
-
-def _frame(key: bytes, sequence: int, value: bytes) -> bytes:
-    return _FRAME.pack(sequence, _checksum(key, sequence, value)) + value
-
-
-def _is_whole(key: bytes, frame: bytes) -> bool:
-    if len(frame) < _HEADER:
-        return False
-    sequence, checksum = _FRAME.unpack_from(frame)
-    return bool(_checksum(key, sequence, memoryview(frame)[_HEADER:]) == checksum)
-
-
-def _sequence_of(txn: lmdb.Transaction, key: bytes) -> int | None:
-    """Return the sequence number of a frame, or None if there is none."""
-    frame = txn.get(key)
-    return None if frame is None or len(frame) < _HEADER else _FRAME.unpack_from(frame)[0]
-
-
 class _Environment:
     """What a process shares of one folder: both halves, the promoter, the place."""
 
@@ -376,7 +240,7 @@ class _Environment:
         attendance = self.place.attend()
         if attendance.unclean and not attendance.alive:
             for name in HALVES:
-                problems = _problems(self.place.half(name))
+                problems = problems_of(self.place.half(name))
                 if problems:
                     self.place.quarantine(name, problems[0])
         try:
@@ -386,41 +250,41 @@ class _Environment:
                 raise
             name = "durable" if not hasattr(self, "durable") else "hot"
             if name == "hot":
-                self.durable.env.close()
+                self.durable.close()
             self.place.quarantine(name, str(error))
             self._open_halves(map_size)
 
     def _open_halves(self, map_size: int) -> None:
         options: dict[str, Any] = {"map_size": map_size, "read_only": self.read_only}
-        self.durable = _Half(self.place.half("durable"), sync=True, **options)
-        self.hot = _Half(self.place.half("hot"), sync=False, **options)
+        self.durable = Half(self.place.half("durable"), sync=True, **options)
+        self.hot = Half(self.place.half("hot"), sync=False, **options)
         self._base = 0
         if not self.read_only:
-            mark = self.durable.read(_mark)
-            self._base = self.hot.write(lambda txn: _base(txn, mark))
+            mark = self.durable.read(read_mark)
+            self._base = self.hot.write(lambda txn: settle_base(txn, mark))
 
     # Reading
 
     def get(self, key: bytes) -> Item | None:
         with self._trouble():
             for half in (self.hot, self.durable):
-                frame = half.read(lambda txn: _copy(txn.get(key)))
+                frame = half.read(lambda txn: copied(txn.get(key)))
                 if frame is not None:
-                    return _item(key, frame, len(frame), None)
+                    return item_of(key, frame, len(frame), None)
         return None
 
     def scan(self, prefix: bytes, after: bytes, limit: int | None, head: int | None) -> list[Item]:
         start = max(prefix, after + b"\0" if after else b"", b"\1")
-        stop = _HEADER + head if head is not None else None
+        stop = HEADER + head if head is not None else None
 
         found: list[Item] = []
         with self._trouble():
             while True:
                 # The snapshot of hot first: what leaves it is in durable before that.
-                walk = functools.partial(_walk, prefix, start, stop, limit)
-                above, below = self.hot.read(walk), self.durable.read(walk)
+                page = functools.partial(walk, prefix, start, stop, limit)
+                above, below = self.hot.read(page), self.durable.read(page)
                 if not above and len(below) != limit:
-                    return [item for row in below if (item := _item(*row, head)) is not None]
+                    return [item for row in below if (item := item_of(*row, head)) is not None]
                 # Beyond the end of a list that was cut short, the other one says nothing.
                 ends = [rows[-1][0] for rows in (above, below) if rows and len(rows) == limit]
                 edge = min(ends, default=None)
@@ -428,7 +292,7 @@ class _Environment:
                 for key, same in groupby(both, itemgetter(0)):
                     if edge is not None and key > edge:
                         break
-                    item = _item(*max(same, key=_age), head)
+                    item = item_of(*max(same, key=age_of), head)
                     if item is not None:
                         found.append(item)
                 if edge is None or (limit is not None and len(found) >= limit):
@@ -447,11 +311,11 @@ class _Environment:
                     return None
             sequence = self._base + txn.id()
             for key, value in batch.puts.items():
-                txn.put(key, _frame(key, sequence, value))
+                txn.put(key, make_frame(key, sequence, value))
             for key in batch.deletes:
                 # A tombstone even if durable has nothing: a promotion of an older value may
                 # be on its way there.
-                txn.put(key, _frame(key, sequence, b""))
+                txn.put(key, make_frame(key, sequence, b""))
             return int(sequence)
 
         with self._trouble():
@@ -465,8 +329,8 @@ class _Environment:
     def _current(self, txn: lmdb.Transaction, key: bytes) -> int | None:
         frame = txn.get(key)
         if frame is None:
-            return self.durable.read(lambda below: _sequence_of(below, key))
-        return None if len(frame) == _HEADER else int(_FRAME.unpack_from(frame)[0])
+            return self.durable.read(lambda below: sequence_of(below, key))
+        return None if len(frame) == HEADER else int(FRAME.unpack_from(frame)[0])
 
     def _refuse_when_full(self) -> None:
         """Stop putting while there is still room to delete."""
@@ -496,9 +360,9 @@ class _Environment:
         try:
             with self._trouble():
                 last = b""
-                while group := self.hot.read(lambda txn, last=last: _group(txn, last)):  # type: ignore[misc]
-                    self.durable.write(lambda txn, group=group: _settle(txn, group))  # type: ignore[misc]
-                    self.hot.write(lambda txn, group=group: _forget(txn, group))  # type: ignore[misc]
+                while group := self.hot.read(lambda txn, last=last: group_after(txn, last)):  # type: ignore[misc]
+                    self.durable.write(lambda txn, group=group: settle(txn, group))  # type: ignore[misc]
+                    self.hot.write(lambda txn, group=group: forget(txn, group))  # type: ignore[misc]
                     last = group[-1][0]
         finally:
             lock.release()
@@ -520,7 +384,7 @@ class _Environment:
             ) from error
         except lmdb.Error as error:
             # A write cut short by a full disk comes out as an input/output error.
-            full = shutil.disk_usage(self.path).free < _GROUP
+            full = shutil.disk_usage(self.path).free < GROUP
             kind = StoreFullError if full else StoreError
             raise kind(f"the store {self.path} failed: {error}") from error
         except OSError as error:
@@ -543,14 +407,14 @@ class _Environment:
     def verify(self) -> list[str]:
         found = []
         for name in HALVES:
-            found += [f"{name}: {problem}" for problem in _problems(self.place.half(name))]
-            half: _Half = getattr(self, name)
+            found += [f"{name}: {problem}" for problem in problems_of(self.place.half(name))]
+            half: Half = getattr(self, name)
             last = b"\1"
-            while page := half.read(lambda txn, last=last: _group(txn, last)):  # type: ignore[misc]
+            while page := half.read(lambda txn, last=last: group_after(txn, last)):  # type: ignore[misc]
                 found += [
                     f"{name}: the frame of {key[:1]!r} {key[1:7].hex()} is damaged"
                     for key, frame in page
-                    if not _is_whole(key, frame)
+                    if not is_whole(key, frame)
                 ]
                 last = page[-1][0]
         return found
@@ -568,7 +432,7 @@ class _Environment:
         finally:
             for half in (self.hot, self.durable):
                 half.gate.close()
-                half.env.close()
+                half.close()
             if not self.read_only:
                 with contextlib.suppress(OSError), self.place.lock("open"):
                     self.place.leave()
@@ -607,114 +471,6 @@ class _Promoter(threading.Thread):
                 if not environment.promote(wait=False):
                     self._work.set()
             del environment
-
-
-def _mark(txn: lmdb.Transaction) -> int:
-    """Return the highest sequence number that durable has seen."""
-    return int.from_bytes(txn.get(_MARK, b"\0"), "little")
-
-
-def _base(txn: lmdb.Transaction, mark: int) -> int:
-    """Return what hot's transaction numbers are counted from, so that they go on increasing."""
-    found = txn.get(_BASE)
-    if found is None:
-        found = mark.to_bytes(8, "little")
-        txn.put(_BASE, found)
-    return int.from_bytes(found, "little")
-
-
-def _copy(buffer: Any) -> bytes | None:
-    return None if buffer is None else bytes(buffer)
-
-
-def _item(key: bytes, frame: bytes, size: int, head: int | None) -> Item | None:
-    """Return a frame as a pair, None for a tombstone or less than a frame."""
-    if size <= _HEADER:
-        return None
-    value = frame[_HEADER:] if head is None else frame[_HEADER : _HEADER + head]
-    return Item(key, value, _FRAME.unpack_from(frame)[0], size - _HEADER)
-
-
-def _age(row: _Row) -> int:
-    return int.from_bytes(row[1][:8], "little")
-
-
-_Row = tuple[bytes, bytes, int]
-"""A key, its frame or the first bytes of it, and the size of the frame."""
-
-
-def _walk(
-    prefix: bytes, start: bytes, stop: int | None, limit: int | None, txn: lmdb.Transaction
-) -> list[_Row]:
-    """Return the frames from `start` on, at most `limit`."""
-    rows: list[_Row] = []
-    cursor = txn.cursor()
-    found = cursor.set_range(start)
-    while found and len(rows) != limit:
-        key = bytes(cursor.key())
-        if not key.startswith(prefix):
-            break
-        frame = cursor.value()
-        rows.append((key, bytes(frame[:stop]), len(frame)))
-        found = cursor.next()
-    return rows
-
-
-def _group(txn: lmdb.Transaction, last: bytes) -> list[tuple[bytes, bytes]]:
-    """Return the frames after `last`, up to a transaction's worth."""
-    group: list[tuple[bytes, bytes]] = []
-    size = 0
-    cursor = txn.cursor()
-    found = cursor.set_range(last + b"\0" if last else b"\1")
-    while found and size < _GROUP:
-        group.append((bytes(cursor.key()), bytes(cursor.value())))
-        size += len(group[-1][1]) + 64
-        found = cursor.next()
-    return group
-
-
-def _settle(txn: lmdb.Transaction, group: list[tuple[bytes, bytes]]) -> None:
-    """Put a group into durable; what is damaged, or older than what is there, stays out."""
-    mark = _mark(txn)
-    for key, frame in group:
-        if not _is_whole(key, frame):
-            continue
-        sequence = _FRAME.unpack_from(frame)[0]
-        if sequence < (_sequence_of(txn, key) or 0):
-            continue  # a hot file that a power cut has set back
-        if len(frame) == _HEADER:
-            txn.delete(key)
-        else:
-            txn.put(key, frame)
-        mark = max(mark, sequence)
-    txn.put(_MARK, mark.to_bytes(8, "little"))
-
-
-def _forget(txn: lmdb.Transaction, group: list[tuple[bytes, bytes]]) -> None:
-    """Delete from hot what has been promoted, unless it was written again meanwhile."""
-    for key, frame in group:
-        found = txn.get(key)
-        if found is not None and bytes(found[:_HEADER]) == frame[:_HEADER]:
-            txn.delete(key)
-
-
-def _problems(folder: Path) -> list[str]:
-    """Return what is structurally wrong with a data file that nobody has open for writing.
-
-    A truncated file ends the process with SIGBUS when it is mapped, so this reads it as a
-    file. It came with lmdb 3; older versions cannot tell.
-    """
-    data = folder / "data.mdb"
-    if not data.exists() or data.stat().st_size == 0:
-        return []
-    try:
-        from lmdb import verify  # noqa: PLC0415 (not in lmdb 2)
-    except ImportError:
-        return []
-    try:
-        return [str(problem) for problem in verify.verify(str(folder))]  # type: ignore[no-untyped-call]
-    except (verify.VerifyError, OSError) as error:
-        return [str(error)]
 
 
 # One environment a folder and process
@@ -777,8 +533,8 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     for environment in _registry.values():
         environment.gone = True
-        environment.hot.env.close()
-        environment.durable.env.close()
+        environment.hot.close()
+        environment.durable.close()
     _registry.clear()
     _registry_lock.release()
 
