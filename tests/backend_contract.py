@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from warmstart.backends import MAX_KEY, Backend, Batch, Durability
+from warmstart.backends.lmdb import LmdbBackend
 from warmstart.errors import ArgumentError
 
 
@@ -277,3 +278,18 @@ def machine_over(make):
             self.discard(self.backend)
 
     return Machine
+
+
+# What children of other processes do; here, since a spawned child must be able to import it.
+
+
+def write_one(place, key):
+    backend = LmdbBackend(place)
+    backend.apply(Batch({key: b"child"}))
+    assert backend.get(b"parent").value == b"parent"
+    backend.close()
+
+
+def write_shared(backend, key):
+    backend.apply(Batch({key: b"child"}))
+    assert backend.get(b"parent").value == b"parent"

@@ -18,7 +18,7 @@ from pathlib import Path
 import lmdb
 import numpy as np
 import pytest
-from backend_contract import BackendContract, machine_over
+from backend_contract import BackendContract, machine_over, write_one, write_shared
 from hypothesis import settings
 
 from warmstart import StoreError, StoreFullError
@@ -405,18 +405,6 @@ backend._environment.hot.read(lambda txn: os.kill(os.getpid(), signal.SIGKILL))
         assert backend.get(b"k").value == b"v"
         assert backend._environment.hot.env.reader_check() == 0
         backend.close()
-
-
-def write_one(place, key):
-    backend = LmdbBackend(place)
-    backend.apply(Batch({key: b"child"}))
-    assert backend.get(b"parent").value == b"parent"
-    backend.close()
-
-
-def write_shared(backend, key):
-    backend.apply(Batch({key: b"child"}))
-    assert backend.get(b"parent").value == b"parent"
 
 
 class TestProcesses:
