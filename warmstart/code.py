@@ -67,7 +67,7 @@ def instructions(code: CodeType) -> tuple[Any, ...]:
         if step.opcode in _JUMPS:
             argument = place.get(argument, len(steps)) - i
         body.append((step.opname, argument))
-    entries: Any = dis.Bytecode(code).exception_entries  # type: ignore[attr-defined]
+    entries: Any = dis.Bytecode(code).exception_entries  # type: ignore[attr-defined,unused-ignore]
     handlers = [
         (place.get(e.start), place.get(e.end), place.get(e.target), e.depth, e.lasti)
         for e in entries
@@ -136,7 +136,7 @@ class Reference:
         else:
             value = function.__globals__.get(self.name, self)
             if value is self:
-                scope: dict[str, Any] = function.__builtins__  # type: ignore[attr-defined]
+                scope: dict[str, Any] = function.__builtins__  # type: ignore[attr-defined,unused-ignore]
                 value = scope[self.name] if self.name in scope else Absent(self.name)
         for attribute in self.attributes:
             if type(value) is not ModuleType or installed_package(value.__name__):

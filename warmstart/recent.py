@@ -69,7 +69,7 @@ class _Steady:
                 raise _Unsteady
             self.names.append((function.__globals__, reference.name, value))
             if value is Absent:  # then it is a builtin, which may be replaced too
-                scope: dict[str, Any] = function.__builtins__  # type: ignore[attr-defined]
+                scope: dict[str, Any] = function.__builtins__  # type: ignore[attr-defined,unused-ignore]
                 value = scope.get(reference.name, Absent)
                 self.names.append((scope, reference.name, value))
             held.append(value)
