@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import runpy
 import sys
 import time
@@ -247,7 +248,7 @@ def _ls(parsed: argparse.Namespace, out: _Out) -> int:
         return 0
     table(
         out.console,
-        ("key", "what", "kind", "objective ", "evaluations ", "runs ", "written"),
+        ("key", "what", "kind", "objective ", "nfev ", "runs ", "written"),
         [
             (
                 row["key"][:12],
@@ -273,6 +274,7 @@ def _line(store: Store, key: Fingerprint, entries: list[Entry]) -> dict[str, Any
     model = arguments.get("model", {})
     name = next((model[n][1] for n in ("fun", "f", "func", "name", "model") if n in model), "")
     method = arguments.get("settings", {}).get("method", (b"", ""))[1]
+    method = " ".join(re.findall(r"[\w-]+", method))  # ('minimize', 'BFGS') as people say it
     return {
         "key": str(key),
         "what": f"{name} {method}".strip(),
@@ -320,7 +322,7 @@ def _show(parsed: argparse.Namespace, out: _Out) -> int:
     table(out.console, ("part", "argument", "value"), [tuple(item.values()) for item in named])
     table(
         out.console,
-        ("run", "kind", "status", "objective ", "evaluations ", "start", "producer", "written"),
+        ("run", "kind", "status", "objective ", "nfev ", "start", "producer", "written"),
         [
             (
                 row["run"][:12],

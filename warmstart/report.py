@@ -6,12 +6,15 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 __all__ = ["ago", "size", "table"]
 
+_WHOLE = {"key", "run", "kind", "status", "written", "nfev "}
+"""Columns that are shown whole, at the cost of the others."""
 _COLORS = {
     "final": "green",
     "completed": "green",
@@ -45,9 +48,13 @@ def table(
     title : str
         Above the table.
     """
-    sheet = Table(title=title or None, title_justify="left", title_style="bold")
+    sheet = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for column in columns:
-        sheet.add_column(column.strip(), justify="right" if column.endswith(" ") else "left")
+        sheet.add_column(
+            column.strip(),
+            justify="right" if column.endswith(" ") else "left",
+            no_wrap=column in _WHOLE,
+        )
     for row in rows:
         sheet.add_row(*map(_cell, row))
     console.print(sheet)
