@@ -481,6 +481,20 @@ class TestLaw2:
             folder.backend.apply(Batch({item.key: bytes(value)}))
             assert optimize.minimize(objective, [1.0, 1.0, 0.0]).warm.source == "cold"
 
+    def test_a_result_that_cannot_be_kept(self, store):
+        """A result that contains itself is returned as it is, and the report says why not kept."""
+        loop = []
+        loop.append(loop)
+
+        def method(fun, x0, args, **_options):
+            return scipy.optimize.OptimizeResult(x=x0, fun=fun(x0), success=True, loop=loop)
+
+        with using(store=store):
+            for _ in range(2):
+                result = optimize.minimize(objective, [1.0, 1.0, 0.0], method=method)
+                assert result.loop is loop
+                assert "nested" in result.warm.why
+
 
 SLOW = """
 import os, sys, time

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import OptimizeResult
 
-from warmstart.errors import FingerprintError, WarmstartWarning
+from warmstart.errors import CodecError, FingerprintError, WarmstartWarning
 from warmstart.fingerprint import FitSpec, Level, code_fingerprint, environment
 from warmstart.recent import Recent, signature
 from warmstart.record import Entry, EntryKind
@@ -217,7 +217,10 @@ def _run(
         "warnings": heard,
         "rng": _state(call.bound) if surface.random else None,
     }
-    kept = session.finalize(payload, objective=_objective(result, recorder), nfev=nfev)
+    try:
+        kept = session.finalize(payload, objective=_objective(result, recorder), nfev=nfev)
+    except CodecError as error:  # a result from a method of the user's own may hold anything
+        kept, why = False, f"the result could not be kept: {error}"
     before = entry.payload if entry is not None else {}
     report = FitReport(
         source="cold" if entry is None else "checkpoint",
@@ -227,7 +230,7 @@ def _run(
         evaluations=evaluations,
         evaluations_saved=before.get("evaluations", 0),
         seconds_saved=before.get("seconds", 0.0),
-        why=why if kept else "the result could not be kept",
+        why=why if kept else why or "the result could not be kept",
         dropped=session.dropped,
     )
     return _with_report(result, report)
