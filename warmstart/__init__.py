@@ -16,6 +16,7 @@ from warmstart.errors import (
     FingerprintError,
     KeyLookupError,
     RecordError,
+    ReplayError,
     StoreError,
     StoreFullError,
     WarmstartError,
@@ -30,6 +31,7 @@ from warmstart.fingerprint import (
 )
 from warmstart.patch import patch
 from warmstart.record import Entry, EntryKind, Start
+from warmstart.recording import replaying
 from warmstart.rows import RunInfo
 from warmstart.session import LoadedEntry, LoadSource, Session
 from warmstart.store import Store
@@ -56,6 +58,7 @@ __all__ = [
     "LoadSource",
     "LoadedEntry",
     "RecordError",
+    "ReplayError",
     "RunInfo",
     "Session",
     "Start",
@@ -69,5 +72,6 @@ __all__ = [
     "WarmstartWarning",
     "optimize",
     "patch",
+    "replaying",
     "using",
 ]

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import runpy
+import signal
 import sys
 import time
 from collections import Counter
@@ -127,6 +128,13 @@ def _parser() -> argparse.ArgumentParser:
         help="what to do with a remembered fit that has a callback: return it without calling "
         "that (skip, as many libraries pass callbacks of their own), or run it again",
     )
+    sub.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="SECONDS",
+        help="end each fit after so many seconds of new work, with the best point so far",
+    )
+    sub.add_argument("--progress", action="store_true", help="show how each fit gets on")
     sub.add_argument("script", help="a Python file")
     sub.add_argument("args", nargs=argparse.REMAINDER, help="what the script gets as arguments")
     sub = command("ls", _ls, "list the fits in the store, newest first")
@@ -192,16 +200,36 @@ def _run(parsed: argparse.Namespace, out: _Out) -> int:
     sys.argv = [parsed.script, *parsed.args]
     sys.path[0] = os.fspath(script.resolve().parent)
     start = time.perf_counter()
-    options = {"refit": parsed.refit, "callbacks": parsed.callbacks}
-    with patch(store=Store(parsed.store), **options) as patched:
-        try:
-            runpy.run_path(parsed.script, run_name="__main__")
-        finally:
-            _summarize(patched.fits, time.perf_counter() - start, out)
+    options = {
+        "refit": parsed.refit,
+        "callbacks": parsed.callbacks,
+        "time_limit": parsed.time_limit,
+        "progress": parsed.progress,
+    }
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        with patch(store=Store(parsed.store), **options) as patched:
+            try:
+                runpy.run_path(parsed.script, run_name="__main__")
+            finally:
+                _summarize(patched.fits, time.perf_counter() - start, out)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 
-_WORDS = {"final": "hit", "checkpoint": "resumed", "cold": "fitted", "off": "not remembered"}
+def _terminated(number: int, _frame: Any) -> None:
+    """End as Ctrl-C does, so that the fit that runs is written down; it goes on next time."""
+    raise SystemExit(128 + number)
+
+
+_WORDS = {
+    "final": "hit",
+    "journal": "resumed",
+    "checkpoint": "resumed",
+    "cold": "fitted",
+    "off": "not remembered",
+}
 
 
 def _summarize(fits: list[FitReport], seconds: float, out: _Out) -> None:
@@ -370,7 +398,7 @@ def _stats(parsed: argparse.Namespace, out: _Out) -> int:
         return 0
     rows = [(name, value) for name, value in dataclasses.asdict(stats).items()]
     shown = [
-        (name, size(value) if name in {"bytes", "budget"} else value)
+        (name, size(value) if name in {"bytes", "budget", "journal_bytes"} else value)
         for name, value in rows
         if name != "counters"
     ]

@@ -25,6 +25,8 @@ tag   value                  what follows the tag
 16    np.float64             float
 17    np.str_                as 15
 18    np.bytes_              bytes
+19    results of scipy's     as 2
+      elementwise functions
 ====  =====================  ===================================================================
 
 The *table* has four numbers for a buffer: offset, stored length, length, filter (0 raw, 1 zstd,
@@ -60,11 +62,14 @@ __all__ = [
     "ALIGNMENT",
     "MAX_DECODED",
     "Encoded",
+    "RichResult",
     "copy_payload",
     "decode_payload",
     "encode_payload",
 ]
 
+RichResult: Any = OptimizeResult.__base__
+"""What all results of scipy.optimize are; it has no public name."""
 ALIGNMENT = 16
 """Buffers begin at multiples of so many bytes."""
 MAX_DECODED = 1 << 34
@@ -82,7 +87,7 @@ _LIL_ROW = 128  # bytes that Python takes for a row of a lil array: two lists, t
 
 (_LIST, _TUPLE, _DICT, _BUFFER, _ARRAY, _SCALAR, _BIG_INT, _COMPLEX, _RESULT) = range(9)
 _ROOT_RESULTS, _LBFGS, _SPARSE, _MASKED, _OBJECTS = range(9, 14)
-_BOUNDS, _TEXT, _FLOAT64, _STR_, _BYTES_ = range(14, 19)
+_BOUNDS, _TEXT, _FLOAT64, _STR_, _BYTES_, _RICH = range(14, 20)
 _RAW, _ZSTD, _SHUFFLED = range(3)
 
 _INT64 = range(-(1 << 63), 1 << 63)
@@ -482,6 +487,7 @@ _WRITERS: dict[type, Callable[[_Writer, Any, str, int], Any]] = {
     np.float64: _write_float64,
     np.str_: _write_numpy_str,
     np.bytes_: _write_numpy_bytes,
+    RichResult: _write_pairs(_RICH),
     OptimizeResult: _write_pairs(_RESULT),
     RootResults: _write_pairs(_ROOT_RESULTS),
     LbfgsInvHessProduct: _write_lbfgs,
@@ -649,6 +655,10 @@ def _read_result(r: _Reader, node: list[Any], depth: int) -> Any:
     return OptimizeResult(_read_dict(r, node, depth))
 
 
+def _read_rich_result(r: _Reader, node: list[Any], depth: int) -> Any:
+    return RichResult(_read_dict(r, node, depth))
+
+
 def _read_root_results(r: _Reader, node: list[Any], depth: int) -> Any:
     result = RootResults.__new__(RootResults)  # its constructor translates flags
     result.update(_read_dict(r, node, depth))
@@ -804,6 +814,7 @@ _READERS: dict[int, Callable[[_Reader, list[Any], int], Any]] = {
     _SCALAR: _read_scalar,
     _BIG_INT: _read_big_int,
     _COMPLEX: _read_complex,
+    _RICH: _read_rich_result,
     _RESULT: _read_result,
     _ROOT_RESULTS: _read_root_results,
     _LBFGS: _read_lbfgs,
@@ -829,8 +840,8 @@ def copy_payload(value: Any) -> Any:
         return copy.deepcopy(value) if value.dtype.hasobject else value.copy(order="K")
     if kind in _ATOMS:
         return value
-    if kind is dict or kind is OptimizeResult or kind is RootResults:
-        made = kind.__new__(kind)
+    if kind is dict or issubclass(kind, RichResult):
+        made = kind.__new__(kind)  # type: ignore[call-overload]
         for key, item in value.items():
             made[key] = item if type(item) in _ATOMS else copy_payload(item)
         return made

@@ -10,6 +10,7 @@ __all__ = [
     "KeyLookupError",
     "RecordError",
     "RecordVersionError",
+    "ReplayError",
     "StoreError",
     "StoreFullError",
     "WarmstartError",
@@ -68,6 +69,10 @@ class RecordError(WarmstartError, ValueError):
 
 class RecordVersionError(RecordError):
     """A record is of a newer format than this version reads; it is left alone, never swept."""
+
+
+class ReplayError(WarmstartError, RuntimeError):
+    """A journal does not fit the function it is said to be of (with ``strict=True``)."""
 
 
 class StoreError(WarmstartError, OSError):

@@ -24,6 +24,7 @@ from warmstart.code import (
     resolve,
 )
 from warmstart.errors import FingerprintError
+from warmstart.randomness import state_of
 from warmstart.values import Encoder, writes
 
 __all__: list[str] = []
@@ -159,7 +160,7 @@ def _write_named(encoder: Encoder, value: Any) -> None:
 @writes(np.random.Generator)
 def _write_generator(encoder: Encoder, value: np.random.Generator) -> None:
     encoder.out.append(b"R")
-    encoder.write(dict(value.bit_generator.state))
+    encoder.write(state_of(value))
 
 
 @writes(np.random.RandomState)

@@ -8,10 +8,8 @@ import types
 from collections.abc import Callable
 from typing import Any, Self
 
-import scipy.optimize
-
 from warmstart import optimize
-from warmstart.surfaces import SURFACES
+from warmstart.surfaces import SURFACES, Surface, lookup
 from warmstart.warm import FitReport, Warm, listen, merge
 
 __all__ = ["patch"]
@@ -32,9 +30,11 @@ class patch(contextlib.ContextDecorator):  # noqa: N801 (used as unittest.mock.p
 
     Notes
     -----
-    Replaces the functions in scipy.optimize, and in every loaded module outside scipy that
-    imported them by name. Used as a context manager, a decorator, or with ``start`` and
-    ``stop``. What a module imported while the patch was on keeps working after it.
+    Replaces the functions in scipy.optimize, in the modules of scipy that define them, and in
+    every loaded module outside scipy that imported them by name. Used as a context manager, a
+    decorator, or with ``start`` and ``stop``. What a module imported while the patch was on is
+    found by ``stop`` too. References in other places (a class attribute, a default argument)
+    stay scipy's own. Where scipy's own code finds roots, it is left alone.
 
     Examples
     --------
@@ -49,7 +49,7 @@ class patch(contextlib.ContextDecorator):  # noqa: N801 (used as unittest.mock.p
 
     def __init__(self, **options: Any) -> None:
         self._options = merge(Warm(), options)
-        self._undo: list[tuple[types.ModuleType, str, Any]] = []
+        self._undo: list[tuple[Any, Any]] = []
         self._deaf: Callable[[], None] | None = None
         self.fits: list[FitReport] = []
 
@@ -59,21 +59,23 @@ class patch(contextlib.ContextDecorator):  # noqa: N801 (used as unittest.mock.p
             raise RuntimeError("this patch is on already: call stop() first, or make another")
         self._deaf = listen(self.fits)
         for name, surface in SURFACES.items():
-            original = getattr(scipy.optimize, name)
-            redirected = _redirect(getattr(optimize, name), self._options, surface.scipy)
-            for module, attribute in _places(original):
-                self._undo.append((module, attribute, original))
-                setattr(module, attribute, redirected)
+            redirected = _redirect(lookup(optimize, name), self._options, surface)
+            self._swap(surface.scipy, redirected)
+            self._undo.append((redirected, surface.scipy))
         return self
 
     def stop(self) -> None:
         """Put back what was there."""
         while self._undo:
-            module, attribute, original = self._undo.pop()
-            setattr(module, attribute, original)
+            self._swap(*self._undo.pop())
         if self._deaf is not None:
             self._deaf()
             self._deaf = None
+
+    @staticmethod
+    def _swap(old: Any, new: Any) -> None:
+        for module, attribute in _places(old):
+            setattr(module, attribute, new)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -82,26 +84,35 @@ class patch(contextlib.ContextDecorator):  # noqa: N801 (used as unittest.mock.p
         self.stop()
 
 
-def _redirect(fit: Callable[..., Any], options: Warm, plain: Callable[..., Any]) -> Any:
+def _redirect(fit: Callable[..., Any], options: Warm, surface: Surface) -> Any:
+    plain, quick = surface.scipy, surface.quick
+
     def redirected(*args: Any, **kwargs: Any) -> Any:
+        # scipy.stats asks for roots by the thousand, each in less time than a look-up.
+        if quick and _is_inside_scipy(sys._getframe(1).f_globals.get("__name__", "")):  # noqa: SLF001
+            return plain(*args, **kwargs)
         return fit(*args, warm=options, **kwargs)
 
-    redirected.__dict__.update(plain.__dict__)
+    redirected.__dict__.update(getattr(plain, "__dict__", {}))
     for name in ("__name__", "__qualname__", "__module__", "__doc__"):
         setattr(redirected, name, getattr(plain, name))
     redirected.__wrapped__ = plain  # type: ignore[attr-defined]
     return redirected
 
 
-def _places(original: Any) -> list[tuple[types.ModuleType, str]]:
-    """Return where a function is held under a name: scipy.optimize, and outside scipy."""
+def _is_inside_scipy(module: str) -> bool:
+    """Whether a module is scipy's own code, its tests not counted."""
+    return module.startswith("scipy.") and ".tests" not in module
+
+
+def _places(function: Any) -> list[tuple[types.ModuleType, str]]:
+    """Return the modules and the names under which a function is to be replaced."""
+    public = {"scipy.optimize", "scipy.optimize.elementwise", function.__module__}
     found: list[tuple[types.ModuleType, str]] = []
     for name, module in list(sys.modules.items()):
         if not isinstance(module, types.ModuleType) or name.startswith("warmstart"):
             continue
-        if name.startswith("scipy.") and name != "scipy.optimize":
+        if _is_inside_scipy(name) and name not in public:
             continue  # scipy's inner calls are part of the outer fit
-        for attribute, value in list(vars(module).items()):
-            if value is original:
-                found.append((module, attribute))
+        found += [(module, key) for key, value in list(vars(module).items()) if value is function]
     return found

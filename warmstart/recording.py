@@ -1,118 +1,952 @@
-"""Watching the user's function while a fit runs: counts, the best point, checkpoints."""
+"""Watching the user's functions while a fit runs: the journal, the best point, limits, checkpoints.
+
+`Recorder` is one fit's. It wraps every function of the user's in a `Recorded`, which answers
+from a journal as long as there is one to replay, and writes down what it evaluates.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import struct
+import threading
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
+import warmstart.journal as files
+from warmstart.continuation import solver_state
+from warmstart.errors import WarmstartWarning
+from warmstart.fingerprint import environment
+from warmstart.journal import (
+    Evaluation,
+    Header,
+    Journal,
+    Life,
+    Shelf,
+    pack_numbers,
+    pack_value,
+    sketches,
+    unpack_value,
+)
+from warmstart.machine import Blas
+from warmstart.progress import Progress
+from warmstart.randomness import restore, states
+from warmstart.replay import NEARLY, Replay, difference
 from warmstart.session import Session
+from warmstart.surfaces import COLUMNS, ONE, REST, TWO, Function, Point, first
+from warmstart.warm import Warm
 
-__all__ = ["Recorder"]
+__all__ = ["Changed", "Recorded", "Recorder", "Stopped", "own", "pack_head", "replaying"]
 
-_FIRST = 0.1
-"""Seconds before the first checkpoint: shorter fits are quicker done again than kept."""
-_SHARE = 50.0
-"""A checkpoint is followed by so many times its own duration without one: 2 % at most."""
+FIRST = 0.2
+"""Seconds before anything is written: shorter fits are quicker done again than kept."""
+_SHARE = 100.0
+"""A checkpoint is followed by so many times its own duration without one: 1 % at most."""
+_WORTH, _WORTH_EACH, _SLACK = 0.01, 1e-6, 0.005
+"""A journal may cost this part of a fit's time, or so many seconds an evaluation, and a little.
+In processor time: other processes that take the processor away are not its fault. Where the
+disk makes it wait, ten times as much."""
+_PENDING = 8 << 20
+"""Bytes that wait in memory for being written."""
+_BEST = 0.05
+"""Seconds between two best points in a journal; more for large ones."""
+_MEMO = 64 << 20
+_LONG_REPLAY = 2.0
+
+_NUMBERS: dict[Any, int] = {float: 0, np.float64: 1}
+"""Forms of outputs that are packed many at a time."""
+_pack_number = struct.Struct("<BBQd").pack
+pack_head = struct.Struct("<BBQ").pack
+_pack_size = struct.Struct("<I").pack
+_DOUBLE = np.dtype(float)
+_NONSENSE = (
+    *(ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError),
+    struct.error,
+)
+"""What reading a journal may raise whose checksums are right and whose content is not."""
+NOTHING: Any = object()
+
+current: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
+"""The fit that runs here; the outermost, since a wrapped call inside another is part of it."""
+
+
+def replaying() -> bool:
+    """Return whether the fit that runs here is being answered from its journal.
+
+    For callbacks, which are called again during a replay.
+    """
+    recorder = current.get()
+    return recorder is not None and recorder.replay is not None and not recorder.fresh
+
+
+# Not Exceptions: scipy, and users' functions, catch those in places and go on with something else.
+
+
+class Stopped(BaseException):
+    """The fit has used up its time."""
+
+
+class Changed(BaseException):
+    """A recorded evaluation, done again, gave something else."""
+
+
+class Recorded:
+    """A function of the user's under watch; pickles as the function itself.
+
+    Parameters
+    ----------
+    recorder : Recorder
+        The fit's.
+    function : Function
+        What is watched.
+    channel : int
+        What stands for it in the journal.
+    target : callable or None
+        Computes the number to rank points by from the function's value.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        function: Function,
+        channel: int,
+        target: Callable[[Any], Any] | None,
+    ) -> None:
+        functools.update_wrapper(self, function.call, updated=())
+        self.function = function.call
+        self.label = function.label
+        self.channel = channel
+        self._recorder = recorder
+        self.takes = function.takes
+        self.is_primary = function.primary
+        self.shape: tuple[int, ...] | None = None
+        """Of the point, if it is an array; known from the first call."""
+        self.dtype = _DOUBLE
+        self.is_number = target is first
+        """Whether what it returns is what points are ranked by, if it is a number."""
+        self._target = target
+        self._is_plain = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _itself, (self.function,)
+
+    def __copy__(self) -> Recorded:
+        return self
+
+    def __deepcopy__(self, _memo: Any) -> Recorded:
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate, or answer from the journal."""
+        recorder = self._recorder
+        x = args[0] if args else None
+        if not (recorder.is_plain and self._is_plain and type(x) is np.ndarray) or (
+            x.dtype is not _DOUBLE
+        ):
+            return self._watched(args, kwargs)
+        # The way of nearly all evaluations, half a microsecond long: what the point and the
+        # value are worth is found out when many of them are packed together.
+        raw = x.tobytes()
+        try:
+            value = self.function(*args, **kwargs)
+        except Exception:
+            self._note(raw, x, NOTHING)
+            raise
+        kind = type(value)
+        if (kind is float or kind is np.float64) and x.tobytes() == raw:
+            recorder.items.extend((self, raw, value))
+        else:
+            # Packed at once: MINPACK, for one, overwrites the arrays that it is given.
+            value = own(value)
+            self._note(raw, x, value)
+            if self.is_primary:
+                self.rank(raw, value)
+        if time.perf_counter() >= recorder.due:
+            recorder.settle()
+        return value
+
+    def _watched(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Do a call that needs more than being noted."""
+        recorder = self._recorder
+        raw = None if recorder.passing else _bytes_of(self.takes, args)
+        if raw is None:
+            return self.function(*args, **kwargs)
+        seen = self._is_plain
+        is_point = self.takes is not ONE or self.see(args[0])
+        if self._is_plain and not seen and recorder.is_plain:
+            return self(*args, **kwargs)
+        if recorder.replay is not None or recorder.memo is not None:
+            value = recorder.answer(self, raw, args, kwargs)
+        else:
+            value = self.live(raw, args, kwargs)
+        if self.is_primary and is_point:
+            self.rank(raw, value)
+        if time.perf_counter() >= recorder.due:
+            recorder.settle()
+        return value
+
+    def see(self, x: Any) -> bool:
+        """Note how a point is given; returns whether it is one, and not a complex step."""
+        if type(x) is not np.ndarray:
+            return True
+        if x.dtype.kind == "c":
+            return False
+        self.shape, self.dtype = x.shape, x.dtype
+        self._is_plain = x.dtype is _DOUBLE
+        return True
+
+    def live(self, raw: bytes, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Evaluate for real, and record."""
+        x = args[0] if self.takes is ONE else None
+        try:
+            value = own(self.function(*args, **kwargs))
+        except Exception:
+            self._note(raw, x, NOTHING)
+            raise
+        self._note(raw, x, value)
+        return value
+
+    def _note(self, raw: bytes, x: Any, value: Any) -> None:
+        """Record an evaluation with all that it did; NOTHING for one that raised."""
+        if not self._recorder.recording:
+            self._recorder.items.extend((b"", b"", True))  # it counts
+            return
+        form, payload = (files.OPAQUE, b"") if value is NOTHING else pack_value(value)
+        head = pack_head(self.channel, form, xxh3_64_intdigest(raw))
+        self._recorder.keep(self._recorder.with_extras(head + payload, x, raw), raw)
+
+    def rank(self, raw: bytes, value: Any) -> None:
+        """Note a point, if it is the best so far."""
+        recorder, target = self._recorder, self._target
+        if target is None:
+            recorder.point = (self, raw, own(value))
+            return
+        try:
+            if self.takes is COLUMNS:
+                place = int(np.argmin(value))
+                raw = np.frombuffer(raw).reshape(-1, len(value))[:, place].tobytes()
+                value = value[place]
+            number = target(value)
+            if number < recorder.best:
+                recorder.best = float(number)
+                recorder.point = (self, raw, own(value))
+                recorder.better = True
+        except (TypeError, ValueError, IndexError):
+            return  # scipy will say what is wrong with it
+
+
+def _numbers(functions: list[Any], values: list[Any]) -> NDArray[np.float64] | None:
+    """Return values as an array, if they are numbers of one type that one function returned."""
+    one, kinds = functions[0], set(map(type, values))
+    alike = len(kinds) == 1 and kinds <= _NUMBERS.keys() and type(one) is Recorded
+    return np.array(values) if alike and functions.count(one) == len(functions) else None
+
+
+def _bytes_of(takes: str, args: tuple[Any, ...]) -> bytes | None:
+    """Return the bytes of the point, or None if the call is not one that scipy makes."""
+    try:
+        points = args[1:] if takes is REST else args[:2] if takes is TWO else args[:1]
+        arrays = [np.asarray(point) for point in points]
+    except (TypeError, ValueError):
+        return None
+    if not arrays or any(array.dtype.hasobject for array in arrays):
+        return None
+    return b"".join([array.tobytes() for array in arrays])
+
+
+def _itself(function: Any) -> Any:
+    return function
+
+
+def own(value: Any) -> Any:
+    """Return an output that shares no memory with what the user's function may overwrite."""
+    kind = type(value)
+    if kind is np.ndarray:
+        return value.copy("K")
+    if kind is tuple:
+        return tuple([own(item) for item in value])
+    return value
 
 
 class Recorder:
-    """Wraps the user's function, and keeps the best point it has seen.
+    """One fit under watch.
 
     Parameters
     ----------
     session : Session
         Where checkpoints go.
-    kind : {"objective", "residuals", "curve"}
-        What the function returns.
-    ranked : bool
-        Whether a lower value of the function means a better point. It does not where
-        constraints or a loss decide as well: then the latest point is kept.
+    options : Warm
+        What the caller asked for.
+    header : callable
+        Makes the header of a new journal.
+    shelf : Shelf or None
+        Where a journal can be made; None if there is none.
+    fit : Fingerprint
+        The key at `Level.JOURNAL`.
+    target : callable or None
+        Computes the number to rank points by from the primary function's value.
 
     Notes
     -----
-    Costs about 0.3 us an evaluation. Returns what the function returns, raises what it raises.
+    A small evaluation costs about a microsecond more. Safe in threads: any thread may evaluate.
     """
 
-    def __init__(self, session: Session, kind: str, *, ranked: bool) -> None:
-        self.evaluations = 0
+    def __init__(
+        self,
+        session: Session,
+        options: Warm,
+        *,
+        header: Callable[[], Header],
+        shelf: Shelf | None,
+        fit: Any,
+        target: Callable[[Any], Any] | None,
+    ) -> None:
         self.started = time.perf_counter()
+        self.recording = shelf is not None and options.journal is not False
+        self.passing = False
+        """Whether functions are called as they are: a map of ours does the recording."""
+        self.is_plain = False
+        """Whether evaluations need only be noted: no replay, nothing but the value to keep."""
+        self.replay: Replay | None = None
+        self.items: list[Any] = []
+        """Evaluations, three items each: the function, the point, the number that it returned;
+        or a record, the point, whether it was made now. Not in tuples, which the garbage
+        collector would count and visit: that doubled the cost."""
+        self.tracked = options.track
+        self.memo: dict[tuple[int, int], tuple[Any, Any]] | None = {} if options.dedup else None
+        self.due = self.started + files.BUFFER_SECONDS
+        self.best = np.inf
+        self.better = False
+        self.point: tuple[Recorded, bytes, Any] | None = None
+        """The best one, or else the latest: function, bytes, value."""
+        self.evaluations = 0
+        self.probes = 0
+        self.opaque = 0
+        self.deduplicated = 0
+        self.fresh = False
+        """Whether the last call, during a replay, was not among the recorded ones."""
+        self.tolerant = False
+        self.strayed: int | None = None
+        self.replay_seconds = 0.0
+        self.why: str | None = None
+        self.journal: Journal | None = None
+        self._answered = 0
         self._session = session
-        self._kind = kind
-        self._ranked = ranked
-        self._best = np.inf
-        self._x: NDArray[np.float64] | None = None
-        self._due = self.started + _FIRST
+        self._options = options
+        self._header = header
+        self._shelf = shelf
+        self._fit = fit
+        self._target = target
+        self._state: dict[str, Any] | None = None
+        self._lock = threading.RLock()
+        self._channels: list[str] = []
+        self._callbacks: dict[str, int] = {}
+        self._source: Journal | None = None
+        self._blas = Blas()
+        self._waiting: list[bytes] = []
+        """Frames that are not written yet, since the fit may end before that is worth while."""
+        self._pending = 0
+        self._memo_bytes = 0
+        self._written = 0
+        self._spent = self._waited = 0.0
+        self._over_budget = False
+        self._next_checkpoint = self.started + FIRST
+        self._next_sync = self._next_best = 0.0
+        self._deadline = np.inf
+        if options.time_limit is not None:
+            self._deadline = self.started + options.time_limit
+            self.due = min(self.due, self._deadline)
+        self._progress = Progress(options.progress)
+        self._maps: list[Any] = []
 
-    def wrap(self, function: Callable[..., Any], target: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `function` under watch.
+    # What scipy is given
+
+    def wrap(self, function: Function) -> Recorded:
+        """Return a function of the user's under watch."""
+        target = self._target if function.primary else None
+        return Recorded(self, function, self.channel(function.label), target)
+
+    def channel(self, label: str) -> int:
+        """Return the number that stands for a function in the journal."""
+        if label not in self._channels:
+            self._channels.append(label)
+        return self._channels.index(label)
+
+    def callback(self, label: str, callback: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a callback whose stops are recorded, and that may sleep during a replay."""
+        skips = self._options.callbacks == "skip"
+
+        @functools.wraps(callback, updated=())
+        def called(*args: Any, **kwargs: Any) -> Any:
+            call = self._callbacks[label] = self._callbacks.get(label, 0) + 1
+            source = self._source if skips else None
+            if source is not None and (self.replay is not None or call <= source.knows(label)):
+                stopped = source.stops.get(label)
+                if stopped == -call:
+                    raise StopIteration
+                return stopped == call or None
+            try:
+                answer = callback(*args, **kwargs)
+            except StopIteration:
+                self._note_stop(label, -call)
+                raise
+            if answer is True:
+                self._note_stop(label, call)
+            return answer
+
+        return called
+
+    def map(self, workers: Any) -> Any:
+        """Return an ordered map that records what `workers` evaluate."""
+        from warmstart.workers import OrderedMap  # noqa: PLC0415 (few fits have workers)
+
+        made = OrderedMap(self, workers)
+        self._maps.append(made)
+        return made
+
+    # Replay
+
+    def adopt(self, journal: Journal) -> None:
+        """Answer from a journal as far as it goes; before any function is wrapped."""
+        here = environment()
+        self._channels = list(journal.lives[-1].channels)
+        foreign = any(life.environment != here for life in journal.lives)
+        foreign |= not self._blas.impose(journal.lives[0].blas)
+        self._source = self.journal = journal
+        try:
+            if journal.count:
+                same = journal.is_of(self._session.key)
+                self.replay = Replay(journal, foreign=foreign, same_options=same)
+        except _NONSENSE as error:
+            raise Changed(f"it is damaged ({error})") from error
+        self._deadline = np.inf
+        if journal.fruitless > 1 and journal.count:
+            warnings.warn(
+                f"this fit was ended {journal.fruitless} times in a row before it had replayed "
+                f"its {journal.count} recorded evaluations: give it more time, or "
+                "Warm(journal=False) to start from its best point instead",
+                WarmstartWarning,
+                stacklevel=6,
+            )
+
+    def begin(self) -> None:
+        """Note that this life begins, after all functions are wrapped."""
+        self._settle_plain()
+        journal = self.journal
+        if journal is not None:
+            self._attempt(lambda: journal.write(files.life_frame(self._life())))
+            if self.replay is None:
+                self._reach_frontier()
+        elif self._options.journal and self.recording:
+            self._attempt(self._begin_journal)
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Call the user's functions as they are, while a map of ours does the recording."""
+        self.passing = True
+        self._settle_plain()
+        try:
+            yield
+        finally:
+            self.passing = False
+            self._settle_plain()
+
+    def _settle_plain(self) -> None:
+        self.is_plain = not (self.replay or self.passing or self.tracked) and self.memo is None
+
+    def answer(self, recorded: Recorded, raw: bytes, args: Any, kwargs: Any) -> Any:
+        """Answer a call from the journal or the memo, or else for real."""
+        digest = xxh3_64_intdigest(raw)
+        value = self._recalled(recorded, digest, raw, args, kwargs)
+        if value is NOTHING:
+            known = None if self.memo is None else self.memo.get((recorded.channel, digest))
+            if known is None:
+                value = recorded.live(raw, args, kwargs)
+            else:
+                value, item = own(known[0]), known[1]
+                self.deduplicated += 1
+                self.keep(item, raw, real=False)
+        if self.memo is not None:
+            self._memorize(recorded.channel, digest, value)
+        return value
+
+    def _recalled(self, recorded: Recorded, digest: int, raw: bytes, args: Any, kwargs: Any) -> Any:
+        """Return the recorded value, or NOTHING."""
+        with self._lock:
+            found = self._find(recorded.channel, digest, raw)
+            if found is None:
+                return NOTHING
+            if found.form & files.FORM == files.OPAQUE:
+                self.opaque += 1
+                self._give(found, raw)
+                return own(recorded.function(*args, **kwargs))
+            value, mutated = self._give(found, raw, lambda: recorded.function(*args, **kwargs))
+            if mutated is not None and type(args[0]) is np.ndarray:
+                args[0][...] = np.frombuffer(mutated, args[0].dtype).reshape(args[0].shape)
+            return value
+
+    def recall_mapped(
+        self, channel: int, digest: int, raw: bytes, again: Callable[[], Any]
+    ) -> tuple[Any] | None:
+        """Return the recorded value of a call that a worker made, in a tuple, or None."""
+        with self._lock:
+            found = self._find(channel, digest, raw)
+            if found is None or found.form & files.FORM == files.OPAQUE:
+                return None
+            return (self._give(found, raw, again)[0],)
+
+    def _find(self, channel: int, digest: int, raw: bytes) -> Evaluation | None:
+        """Return the recorded evaluation that answers a call."""
+        if self.replay is None:
+            return None
+        try:
+            found = self.replay.find(channel, digest, raw)
+            if self.replay.strayed is not None and self.strayed is None:
+                if self._change_over(self.replay, channel, digest):
+                    found = self.replay.find(channel, digest, raw)
+                else:
+                    self.strayed = self.replay.strayed
+                    self._leave(self.replay.strayed)
+        except _NONSENSE as error:
+            raise Changed(f"it is damaged ({error})") from error
+        self._note_progress(self.replay, found)
+        return found
+
+    def _note_progress(self, replay: Replay, found: Evaluation | None) -> None:
+        """Keep the clock of new work, and the bar."""
+        self.fresh = found is None
+        if found is None and self._deadline == np.inf and self._options.time_limit is not None:
+            self._deadline = time.perf_counter() + self._options.time_limit
+            self.due = 0.0
+        if found is None and replay.is_over:
+            self._reach_frontier()
+        elif replay.answered % 256 == 0:
+            self._show_replay()
+
+    def _give(
+        self, found: Evaluation, raw: bytes, again: Callable[[], Any] | None = None
+    ) -> tuple[Any, bytes | None]:
+        """Return what was recorded; the first and the last are evaluated again to compare."""
+        replay = self.replay
+        assert replay is not None
+        buffer = replay.journal.buffer
+        if replay.strayed is not None:
+            head = pack_head(found.channel, found.form, found.digest)
+            self.keep(head + buffer[found.offset : found.end], raw, real=False)
+        try:
+            mutated, tracked = replay.journal.extras(found)
+            value, _ = unpack_value(buffer, found.form, found.offset)
+        except _NONSENSE as error:
+            raise Changed(f"it is damaged ({error})") from error
+        due = self.probes == 0 or (replay.is_last and self.probes == 1)
+        if again is not None and due and replay.is_exact:
+            self._probe(value, again)
+        if tracked is not None:
+            restore(self.tracked, tracked)
+        if replay.is_over:
+            self._reach_frontier()
+        return value, mutated
+
+    def _probe(self, value: Any, again: Callable[[], Any]) -> None:
+        """Evaluate a recorded point for real, and compare.
+
+        Raises
+        ------
+        Changed
+            If the function is not the one that was recorded.
+        """
+        self.probes += 1
+        apart = difference(value, own(again()))
+        if apart == 0.0:
+            return
+        if apart <= NEARLY:
+            self.tolerant = True
+            return
+        where = "first" if self.probes == 1 else "last"
+        raise Changed(
+            f"the {where} recorded evaluation, done again, differs by {apart:.1e} relative: the "
+            "function has changed, or depends on more than its arguments"
+        )
+
+    def _change_over(self, replay: Replay, channel: int, digest: int) -> bool:
+        """Go on with another journal of this fit, if one has gone the way that is asked for now.
+
+        The fit has been run with several options, and the journal at hand was of others.
+        """
+        shelf, source = self._shelf, self._source
+        if shelf is None or source is None:
+            return False
+        for journal in shelf.others(self._fit, self._session.key):
+            here = {environment()} == {life.environment for life in journal.lives}
+            alike = here and journal.lives[-1].channels == self._channels
+            other = replay.elsewhere(journal, channel, digest) if alike else None
+            if other is None:
+                journal.close()
+                continue
+            source.close()
+            self._source = self.journal = journal
+            self.replay = other
+            self._attempt(lambda: journal.write(files.life_frame(self._life())))  # noqa: B023
+            return True
+        return False
+
+    def _leave(self, strayed: int) -> None:
+        """Go on in a journal of its own, since the optimizer went another way than recorded."""
+        source, journal = self._source, self.journal
+        if source is None or journal is not source:
+            return
+        first = b"".join(
+            (
+                files.header_frame(self._header()),
+                files.life_frame(self._life()),
+                source.copy_of(strayed),
+            )
+        )
+        self.journal = None
+        self._attempt(lambda: self._make(first))
+
+    def _reach_frontier(self) -> None:
+        """Everything recorded has been answered: from now on it is new work."""
+        if self.replay is not None:
+            self._answered = self.replay.answered
+            self.tolerant |= self.replay.tolerant
+        self.replay = None
+        self._settle_plain()
+        now = time.perf_counter()
+        self.replay_seconds = now - self.started
+        if self._options.time_limit is not None:
+            self._deadline = now + self._options.time_limit
+        self.due = now
+        self._progress.end_replay()
+
+    def _show_replay(self) -> None:
+        if self.replay is not None:
+            elapsed = time.perf_counter() - self.started
+            if elapsed > _LONG_REPLAY or self._options.progress:
+                self._progress.replay(self.replay.answered, self.replay.count)
+
+    def _memorize(self, channel: int, digest: int, value: Any) -> None:
+        assert self.memo is not None
+        if (channel, digest) in self.memo:
+            return
+        form, payload = pack_value(value)
+        if form == files.OPAQUE:
+            return
+        item = pack_head(channel, form, digest) + payload
+        self._memo_bytes += len(item) + 200
+        if self._memo_bytes > _MEMO:  # the oldest go first
+            oldest = next(iter(self.memo))
+            self._memo_bytes -= len(self.memo.pop(oldest)[1]) + 200
+        self.memo[channel, digest] = own(value), item
+
+    # Recording
+
+    def grown(self, size: int) -> None:
+        """Count bytes that wait in memory."""
+        self._pending += size
+        if self._pending > _PENDING:
+            self.due = 0.0
+
+    def with_extras(self, item: bytes, x: Any, raw: bytes) -> bytes:
+        """Add to a record what the evaluation did besides returning a value."""
+        flags, extras = 0, []
+        if type(x) is np.ndarray and (after := x.tobytes()) != raw:
+            flags |= files.MUTATED
+            extras += [_pack_size(len(after)), after]
+        if self.tracked:
+            flags |= files.TRACKED
+            state = files.dumps(states(self.tracked))
+            extras += [_pack_size(len(state)), state]
+        if not flags:
+            return item
+        return b"".join((item[:1], bytes((item[1] | flags,)), item[2:], *extras))
+
+    def keep(self, item: bytes, raw: bytes, *, real: bool = True) -> None:
+        """Add an evaluation that is packed already; `real` if it was made now."""
+        self.items.extend((item, raw, real))
+        self.grown(len(item) + len(raw))
+
+    @property
+    def calls(self) -> int:
+        """Calls of the user's functions, for real, in this process; up to the last `settle`."""
+        return self.evaluations + self.probes + self.opaque
+
+    @property
+    def answered(self) -> int:
+        """Calls that the journal answered."""
+        return self._answered if self.replay is None else self.replay.answered
+
+    @property
+    def total(self) -> int:
+        """Calls that the fit has taken so far, in all processes, nothing done twice counted."""
+        return self.evaluations + self.answered
+
+    @property
+    def saved(self) -> int:
+        """Calls that were answered without the user's functions."""
+        return self.answered - self.opaque + self.deduplicated
+
+    def settle(self) -> None:
+        """Do what is due: rank, write, keep, show, stop."""
+        if not self._lock.acquire(blocking=False):
+            return  # another thread is at it
+        try:
+            now = time.perf_counter()
+            if self.items:
+                self._absorb()
+            if self._waiting and self._is_time(now):
+                self._write(now)
+            if self.replay is None or self.fresh:
+                if now >= self._next_checkpoint:
+                    self._checkpoint(now)
+                if self._options.progress:
+                    self._progress.update(self.answered, self.calls, self.best)
+            if now >= self._deadline and self.evaluations and self.point is not None:
+                raise Stopped  # with something done, so that the next call gets further
+            self.due = min(self._deadline, time.perf_counter() + files.BUFFER_SECONDS)
+        finally:
+            self._lock.release()
+
+    def _absorb(self) -> None:
+        """Rank what was evaluated, and pack it into frames."""
+        taken = self.items[:]
+        functions, raws, values = taken[0::3], taken[1::3], taken[2::3]
+        if functions:
+            self._rank(functions, raws, values)
+            if self.recording:
+                body = self._pack(functions, raws, values)
+                self._waiting.append(files.evaluation_frames(body, len(raws), sketches(raws)))
+                self._written += len(raws)
+            del self.items[: len(taken)]  # last, since Ctrl-C may come at any time
+        self._pending = sum(map(len, self._waiting))
+
+    def _rank(self, functions: list[Any], raws: list[bytes], values: list[Any]) -> None:
+        """Find the best point of many."""
+        numbers = _numbers(functions, values)
+        if numbers is not None and functions[0].is_number:
+            lowest = np.fmin.reduce(numbers)
+            if lowest < self.best:
+                place = int(np.flatnonzero(numbers == lowest)[0])
+                functions[place].rank(raws[place], values[place])
+            self.evaluations += len(raws)
+            return
+        for function, raw, value in zip(functions, raws, values, strict=True):
+            if type(function) is bytes:
+                self.evaluations += value
+            else:
+                self.evaluations += 1
+                if function.is_primary:
+                    function.rank(raw, value)
+
+    @staticmethod
+    def _pack(functions: list[Any], raws: list[bytes], values: list[Any]) -> bytes:
+        numbers = _numbers(functions, values)
+        if numbers is not None:
+            form, digests = _NUMBERS[type(values[0])], list(map(xxh3_64_intdigest, raws))
+            return pack_numbers(functions[0].channel, form, digests, numbers)
+        return b"".join(
+            [
+                function
+                if type(function) is bytes
+                else _pack_number(
+                    function.channel, _NUMBERS[type(value)], xxh3_64_intdigest(raw), value
+                )
+                for function, raw, value in zip(functions, raws, values, strict=True)
+            ]
+        )
+
+    def _write(self, now: float) -> None:
+        """Write the frames that wait, and the best point."""
+        if self.journal is None:
+            self._attempt(self._begin_journal)
+        journal, frames = self.journal, self._waiting
+        if journal is None:
+            return
+        if journal.size + sum(map(len, frames)) > self._options.journal_budget:
+            self._stop_recording(
+                f"the journal has reached its budget of {self._options.journal_budget} bytes: "
+                "from here on only the best and the latest point are kept"
+            )
+            self._over_budget = True
+            return
+        self._waiting, self._pending = [], 0
+        frames.append(self._best_frame(now))
+        for frame in frames:  # one at a time: after 200 ms there may be much to give up
+            before, start = time.thread_time(), time.perf_counter()
+            self._attempt(lambda: journal.write(frame))  # noqa: B023
+            end = time.perf_counter()
+            self._spent += time.thread_time() - before
+            self._waited += end - start
+            worth = max(_WORTH_EACH * self._written, _WORTH * (end - self.started)) + _SLACK
+            if self._options.journal is None and max(self._spent, self._waited / 10.0) > worth:
+                self._stop_recording("a journal would cost more than it protects")
+            if not self.recording:
+                return
+        self._sync(end)
+
+    def _is_time(self, now: float) -> bool:
+        asked = bool(self._options.journal)
+        return asked or now >= self.started + FIRST or self._pending > _PENDING
+
+    def _begin_journal(self) -> None:
+        head = files.header_frame(self._header()) + files.life_frame(self._life())
+        self._make(head)
+
+    def _make(self, first: bytes) -> None:
+        assert self._shelf is not None
+        self.journal = self._shelf.create(self._fit, self._session.key, self._session.run_id, first)
+
+    def _life(self) -> Life:
+        return Life(
+            run=self._session.run_id,
+            began=time.time(),
+            environment=environment(),
+            blas=self._blas.describe(),
+            channels=self._channels,
+        )
+
+    def _best_frame(self, now: float) -> bytes:
+        if self.point is None or not (self.better or self._target is None):
+            return b""
+        if now < self._next_best:
+            return b""
+        x = self.x()
+        if x is None:
+            return b""
+        self.better = False
+        self._next_best = now + max(_BEST, np.size(x) * 1e-5)
+        number = self.best if np.isfinite(self.best) else None
+        return files.best_frame({"x": x, "objective": number})
+
+    def _sync(self, now: float) -> None:
+        if self.journal is not None and now >= self._next_sync:
+            if self._next_sync:
+                self._attempt(self.journal.sync)
+            end = time.perf_counter()
+            self._next_sync = end + max(self._options.interval, _SHARE * (end - now))
+
+    def _stop_recording(self, why: str) -> None:
+        self.recording = False
+        self._waiting = []
+        self.why = why
+        journal, self.journal = self.journal, None
+        if journal is not None:
+            journal.delete()
+            if journal is not self._source:
+                journal.close()
+
+    def _note_stop(self, label: str, call: int) -> None:
+        with self._lock:
+            self._absorb()
+            if self.recording:
+                self._waiting.append(files.stop_frame(label, call))
+
+    def _attempt(self, operation: Callable[[], Any]) -> None:
+        """Law 2: a journal that cannot be written is one warning, and the fit goes on."""
+        done = self._session.store.attempt(lambda: (operation(), True)[1], False, writes=True)
+        if not done and self.recording:
+            self.recording = False
+            self._waiting = []
+            self.why = "the journal could not be written"
+
+    # The best point
+
+    def x(self) -> NDArray[Any] | float | None:
+        """Return the best point as the user's function took it."""
+        if self.point is None:
+            return None
+        function, raw, _ = self.point
+        x = np.frombuffer(raw, function.dtype)
+        if function.takes is ONE and function.shape is None:
+            return float(x[0])
+        whole = function.shape is not None and x.size == np.prod(function.shape)
+        return x.reshape(function.shape).copy() if whole else x.copy()
+
+    def stopped_at(self, message: str) -> Point | None:
+        """Return the best point, for a fit that is ended before its end."""
+        x = self.x()
+        if x is None or self.point is None:
+            return None
+        number = self.best if np.isfinite(self.best) else None
+        return Point(x, self.point[2], number, self.total + self.deduplicated, message)
+
+    def _checkpoint(self, now: float) -> None:
+        payload: dict[str, Any] = {
+            "x": self.x(),
+            "evaluations": self.total,
+            "seconds": now - self.started,
+        }
+        if payload["x"] is not None:
+            if self._over_budget or not self.recording:
+                self._state = solver_state() or self._state
+                payload["state"] = self._state
+            objective = self.best if np.isfinite(self.best) else None
+            self._session.checkpoint(payload, objective=objective, iteration=self.calls)
+        end = time.perf_counter()
+        pause = 0.25 if self.recording else 0.001
+        self._next_checkpoint = end + max(_SHARE * (end - now), pause)
+
+    # The end
+
+    def finish(self, *, completed: bool, keep: bool) -> None:
+        """Write what is pending, and let go of the journal.
 
         Parameters
         ----------
-        function : callable
-            The user's.
-        target : callable
-            Computes the number to rank by from the function's value, or None.
+        completed : bool
+            Whether the fit came to its end.
+        keep : bool
+            Whether the journal of a fit that did not is begun however short it was.
         """
-        if self._kind == "curve":
+        self._progress.close()
+        for made in self._maps:
+            made.close()
+        with self._lock:
+            if self.replay is not None:
+                self._reach_frontier()
+            short = self.journal is None and not self._is_time(time.perf_counter())
+            if short and (completed or not keep):
+                self.recording = False
+            self._absorb()
+            if self.recording and self._waiting:
+                self._write(time.perf_counter())
+            journal = self.journal
+            if journal is not None and self.recording:
+                self._next_best = 0.0
+                last = self._best_frame(time.perf_counter())
+                end = files.end_frame(self._callbacks) if completed else b""
+                self._attempt(lambda: journal.write(last, end))
+                # The final of a short fit is in the store; its journal is not waited for.
+                if not completed or time.perf_counter() - self.started > self._options.interval:
+                    self._attempt(journal.sync)
+                if journal is self._source:
+                    self._attempt(lambda: journal.rename(self._session.key))
+            if journal is not None:
+                journal.close()
+            if self._source is not None and self._source is not journal:
+                self._source.close()
+        self._blas.release()
+        if journal is not None and self._shelf is not None:
+            shelf = self._shelf
+            if completed:
+                self._attempt(lambda: shelf.forget(self._session.key, but=journal.path))
+            self._attempt(shelf.sweep)
 
-            @functools.wraps(function)
-            def recorded_curve(xdata: Any, *parameters: Any) -> Any:
-                value = function(xdata, *parameters)
-                self._seen(np.array(parameters, dtype=float), value, target)
-                return value
-
-            return recorded_curve
-
-        @functools.wraps(function, updated=())
-        def recorded(x: Any, *args: Any, **kwargs: Any) -> Any:
-            before = np.array(x)  # the function may overwrite what it is given
-            value = function(x, *args, **kwargs)
-            self._seen(before, value, target)
-            return value
-
-        return recorded
-
-    def _seen(self, x: NDArray[Any], value: Any, target: Callable[..., Any]) -> None:
-        self.evaluations += 1
-        if x.dtype.kind == "c":  # a complex step, which is no point
-            return
-        now = time.perf_counter()
-        if self._ranked:
-            try:
-                number = target(value)
-                number = float(number.item() if isinstance(number, np.ndarray) else number)
-            except (TypeError, ValueError, IndexError):  # scipy will say what is wrong with it
-                return
-            if number < self._best:
-                self._best, self._x = number, x
-        else:
-            self._x = x
-        if now >= self._due and self._x is not None:
-            self._keep(now)
-
-    def _keep(self, now: float) -> None:
-        payload = {
-            "x": self._x,
-            "evaluations": self.evaluations,
-            "seconds": now - self.started,
-        }
-        objective = self._best if self._ranked else None
-        self._session.checkpoint(payload, objective=objective, iteration=self.evaluations)
-        self._x = None
-        end = time.perf_counter()
-        self._due = end + max(_SHARE * (end - now), 0.001)
-
-    @property
-    def best(self) -> float | None:
-        """The lowest number seen, where the function can be ranked."""
-        return float(self._best) if np.isfinite(self._best) else None
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the fit began."""
-        return time.perf_counter() - self.started
+    def set_aside(self) -> None:
+        """Delete the journal that was replayed; the fit is to begin anew."""
+        for made in self._maps:
+            made.close()
+        self._progress.close()
+        for journal in (self.journal, self._source):
+            if journal is not None:
+                journal.close(delete=True)
+        self.journal = self._source = self.replay = None
+        self.recording = False
+        self._blas.release()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
+import secrets
+import shutil
+import tempfile
 import threading
 import time
 import warnings
@@ -33,6 +37,7 @@ from warmstart.errors import (
     WarmstartWarning,
 )
 from warmstart.fingerprint import Difference, Fingerprint, FitSpec, SpecSummary, environment
+from warmstart.journal import Shelf
 from warmstart.record import HEAD_SIZE, Entry, EntryKind, encode_record, producer_tag
 from warmstart.rows import (
     BEST,
@@ -60,7 +65,7 @@ from warmstart.upkeep import StoreStats, VerifyReport, stats, sweep, verify
 if TYPE_CHECKING:
     from warmstart.session import Session
 
-__all__ = ["RunInfo", "Store", "StoreStats", "VerifyReport"]
+__all__ = ["RunInfo", "Store", "StoreStats", "VerifyReport", "positive"]
 
 _T = TypeVar("_T")
 _Order = Callable[[Slot, bytes], Any]
@@ -96,6 +101,10 @@ class Store:
         Seconds after which an entry that is not used is forgotten; None keeps it.
     entry_budget : int, optional
         Bytes that one record may have, by default a quarter of `size_budget`.
+    journal_budget : int, optional
+        Bytes that all journals of evaluations may have, by default as many as `size_budget`;
+        beyond, those that were not written to for the longest time go. They are files of
+        their own in the folder, and go by `ttl` as well.
     read_only : bool
         Serve what is there, write nothing, not even locks or stamps of use.
     strict : bool
@@ -135,14 +144,18 @@ class Store:
         size_budget: int = 1 << 30,
         ttl: float | timedelta | None = timedelta(days=30),
         entry_budget: int | None = None,
+        journal_budget: int | None = None,
         read_only: bool = False,
         strict: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.address = _address(where)
-        self.size_budget = _positive("size_budget", size_budget)
-        self.entry_budget = _positive(
+        self.size_budget = positive("size_budget", size_budget)
+        self.entry_budget = positive(
             "entry_budget", size_budget // 4 or 1 if entry_budget is None else entry_budget
+        )
+        self.journal_budget = positive(
+            "journal_budget", size_budget if journal_budget is None else journal_budget
         )
         self.ttl = _seconds(ttl)
         for name, value in (("read_only", read_only), ("strict", strict)):
@@ -160,6 +173,7 @@ class Store:
         self._start()
 
     def _start(self) -> None:
+        self._discard: Callable[[], Any] | None = None
         self.counters: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._used: dict[bytes, float] = {}
@@ -178,6 +192,7 @@ class Store:
             "size_budget": self.size_budget,
             "ttl": self.ttl,
             "entry_budget": self.entry_budget,
+            "journal_budget": self.journal_budget,
             "read_only": self.read_only,
             "strict": self.strict,
             "clock": self.clock,
@@ -192,6 +207,24 @@ class Store:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @property
+    def journals(self) -> Shelf | None:
+        """The journals of evaluations beside the entries; None for a store that is read only.
+
+        Those of a store in memory are in a temporary folder.
+        """
+        return None if self.read_only else self._shelf
+
+    @functools.cached_property
+    def _shelf(self) -> Shelf:
+        if self.address == ":memory:":
+            folder = Path(tempfile.gettempdir(), f"warmstart-{secrets.token_hex(8)}")
+            self._discard = weakref.finalize(self, _discard, folder, os.getpid())
+        else:
+            self.backend.size()  # opens it, which checks the folder
+            folder = Path(self.address, "journals")
+        return Shelf(folder, budget=self.journal_budget, ttl=self.ttl)
 
     # One fit
 
@@ -498,12 +531,14 @@ class Store:
         return self.backend.get(pin_row(_checked(key).digest)) is not None
 
     def delete(self, key: Fingerprint) -> int:
-        """Forget a fit; returns how many entries it had. A pin goes too."""
+        """Forget a fit; returns how many entries it had. A pin goes too, and its journals."""
         digest = _checked(key).digest
         rows = [item.key for item in self.backend.scan(entry_row(key), head=1)]
         runs = {info_row(row[33:49].hex()) for row in rows}
         own = [summary_row(digest), pin_row(digest), stamp_row(digest)]
         self.backend.apply(Batch(deletes=[*rows, *runs, *own]))
+        if self.journals is not None:
+            self.journals.forget(key)
         with self._lock:
             self._used.pop(digest, None)
         return len(rows)
@@ -516,11 +551,14 @@ class Store:
         Returns
         -------
         dict of str to int
-            Entries that went, by reason.
+            Entries that went, by reason, and journals.
         """
         self._settle(now=True)
         with self.backend.lock("sweep"):
-            return dict(self._sweep())
+            gone = self._sweep()
+        if self.journals is not None:
+            gone["journals"] += self.journals.sweep(self.clock())
+        return dict(+gone)
 
     def verify(self, *, repair: bool = False) -> VerifyReport:
         """Read every record and check every byte; with `repair` delete what is damaged."""
@@ -528,7 +566,14 @@ class Store:
 
     def stats(self) -> StoreStats:
         """Count what is there. Reads every head."""
-        return stats(self.backend, budget=self.size_budget, counters=dict(self.counters))
+        number, used = self._shelf.usage()
+        return stats(
+            self.backend,
+            budget=self.size_budget,
+            counters=dict(self.counters),
+            journals=number,
+            journal_bytes=used,
+        )
 
     def export(
         self,
@@ -567,6 +612,9 @@ class Store:
         """Write what is pending and let go of files; using the store again opens it again."""
         self._settle(now=True)
         self.backend.close()
+        self.__dict__.pop("_shelf", None)
+        if self._discard is not None:
+            self._discard()
 
     def _settle(self, *, now: bool = False) -> None:
         """Write gathered stamps of use and sweep damaged records that were met."""
@@ -657,6 +705,12 @@ def _rebuild(address: str, options: Mapping[str, Any]) -> Store:
     return Store(address, **options)
 
 
+def _discard(folder: Path, owner: int) -> None:
+    """Remove the journals of a store in memory, unless this is a child of its process."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _address(where: str | os.PathLike[str] | None) -> str:
     if where is None:
         where = os.environ.get("WARMSTART_STORE") or platformdirs.user_cache_dir("warmstart")
@@ -677,7 +731,8 @@ def _address(where: str | os.PathLike[str] | None) -> str:
     return str(Path(text).expanduser().absolute())
 
 
-def _positive(name: str, value: int) -> int:
+def positive(name: str, value: int) -> int:
+    """Return a number of bytes, or refuse it."""
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise ArgumentError(f"{name} is a positive number of bytes, not {value!r}")
     return value

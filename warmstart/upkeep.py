@@ -45,6 +45,8 @@ class StoreStats:
         Counts; `unreadable` are entries with a damaged or newer head.
     bytes, budget : int
         What live pairs occupy, the engine's overhead included, and what they may.
+    journals, journal_bytes : int
+        Recorded runs that can be gone on with, and what their files occupy.
     counters : dict of str to int
         Events in this process: hits, misses, written, refused, damaged, evicted, expired.
     """
@@ -58,6 +60,8 @@ class StoreStats:
     unreadable: int
     bytes: int
     budget: int
+    journals: int
+    journal_bytes: int
     counters: dict[str, int]
 
 
@@ -237,8 +241,15 @@ def _name(row: bytes) -> str:
     return f"{row[1:33].hex()[:12]}/{row[33:49].hex()[:12]}.{row[49:].decode('ascii', 'replace')}"
 
 
-def stats(backend: Backend, *, budget: int, counters: dict[str, int]) -> StoreStats:
-    """Count what is there."""
+def stats(
+    backend: Backend,
+    *,
+    budget: int,
+    journals: int,
+    journal_bytes: int,
+    counters: dict[str, int],
+) -> StoreStats:
+    """Count what is there; the numbers of journals are their owner's."""
     kinds: Counter[EntryKind | None] = Counter()
     keys = set()
     for slot in heads(pages(backend, b"e")):
@@ -254,5 +265,7 @@ def stats(backend: Backend, *, budget: int, counters: dict[str, int]) -> StoreSt
         unreadable=kinds[None],
         bytes=backend.size(),
         budget=budget,
+        journals=journals,
+        journal_bytes=journal_bytes,
         counters=counters,
     )

@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 
 from warmstart.errors import ArgumentError
-from warmstart.store import Store
+from warmstart.randomness import check_tracked
+from warmstart.store import Store, positive
 
 __all__ = ["FitReport", "Warm", "listen", "merge", "options_of", "store_of", "tell", "using"]
 
@@ -41,12 +42,38 @@ class Warm:
     refit : bool
         Run the fit even if it is remembered, and remember the new result.
     resume : bool
-        Start a fit that was killed from the best point it had reached.
+        Go on where a fit that was killed or stopped had got to: exactly, by its journal, or
+        from the best point, where there is none.
+    journal : bool, optional
+        Whether evaluations are recorded. By default they are, unless the fit ends within
+        200 ms or writing them would cost more than it protects (1 % of the fit's time); True
+        records from the first evaluation on, False never.
+    journal_budget : int
+        Bytes one journal may have. A fit that goes past it has its best and latest points
+        kept, and is resumed from there.
+    strict : bool
+        Raise `ReplayError` where a journal turns out to be of another function, instead of a
+        warning and a fit from its best point.
+    track : list of numpy Generators or RandomStates
+        Those that the user's functions draw from; their states are recorded, so that a
+        resumed fit draws what it would have drawn.
+    dedup : bool
+        Answer a point that comes again within one fit without calling the function. Results
+        and counts stay as scipy reports them.
     callbacks : {"run", "skip"}
-        A remembered result calls no callback. ``"run"`` therefore runs a fit that has one,
-        ``"skip"`` returns the remembered result.
+        ``"run"`` calls callbacks whenever the fit is run or replayed, and so runs (or replays)
+        a remembered fit that has one; ``"skip"`` returns the remembered result, and calls none
+        during a replay.
+    time_limit : float, optional
+        Seconds of new work, replay not counted, after which the fit is ended with the best
+        point so far; the next call goes on. It ends with an evaluation, so it needs one.
+    on_interrupt : {"raise", "return"}
+        What Ctrl-C does: raise KeyboardInterrupt, or end the fit as `time_limit` does.
+    progress : bool
+        Show evaluations, best objective and rate on standard error.
     interval : float
-        Seconds between checkpoints that do not improve on the best.
+        Seconds between checkpoints that do not improve on the best, and between waits for the
+        disk.
     """
 
     store: Store | str | os.PathLike[str] | None = None
@@ -56,7 +83,15 @@ class Warm:
     hyper: Mapping[str, Any] | None = None
     refit: bool = False
     resume: bool = True
+    journal: bool | None = None
+    journal_budget: int = 256 << 20
+    strict: bool = False
+    track: Any = ()
+    dedup: bool = False
     callbacks: str = "run"
+    time_limit: float | None = None
+    on_interrupt: str = "raise"
+    progress: bool = False
     interval: float = 2.0
 
     def __post_init__(self) -> None:
@@ -67,15 +102,34 @@ class Warm:
                 f"hyper is a mapping of names to values, not {type(self.hyper).__name__}: "
                 'write hyper={"alpha": 0.1}'
             )
-        if self.callbacks not in {"run", "skip"}:
-            raise ArgumentError(f'callbacks is "run" or "skip", not {self.callbacks!r}')
-        for name in ("enabled", "refit", "resume"):
+        for name, words in _WORDS.items():
+            given = getattr(self, name)
+            if not isinstance(given, str) or given not in words:
+                choice = " or ".join(f'"{word}"' for word in words)
+                raise ArgumentError(f"{name} is {choice}, not {given!r:.60}")
+        for name in ("enabled", "refit", "resume", "strict", "dedup", "progress"):
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentError(f"{name} is True or False, not {getattr(self, name)!r:.60}")
-        if not isinstance(self.interval, (int, float)) or not 0 <= self.interval < float("inf"):
+        if self.journal is not None and not isinstance(self.journal, bool):
+            raise ArgumentError(f"journal is True, False or None, not {self.journal!r:.60}")
+        if not _is_seconds(self.interval):
             raise ArgumentError(f"interval is a number of seconds, not {self.interval!r:.60}")
+        if self.time_limit is not None and not _is_seconds(self.time_limit):
+            raise ArgumentError(
+                f"time_limit is a number of seconds or None, not {self.time_limit!r:.60}"
+            )
+        positive("journal_budget", self.journal_budget)
+        object.__setattr__(self, "track", check_tracked(self.track))
         if self.store is not None and not isinstance(self.store, Store):
             object.__setattr__(self, "store", _store_at(self.store))
+
+
+_WORDS = {"callbacks": ("run", "skip"), "on_interrupt": ("raise", "return")}
+
+
+def _is_seconds(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value < float("inf")
 
 
 class FitReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,21 +137,29 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
 
     Parameters
     ----------
-    source : {"final", "checkpoint", "cold", "off"}
-        Where the result came from: returned from the store, run on from a checkpoint, run
-        from the caller's own start, or run by scipy alone.
+    source : {"final", "journal", "checkpoint", "cold", "off"}
+        Where the result came from: returned from the store, run on exactly from a journal, run
+        on from a checkpoint, run from the caller's own start, or run by scipy alone.
     key : str or None
         The fit's key in the store, 64 hexadecimal digits.
     run : str or None
         The run that made the result.
     start_run : str or None
-        The run whose checkpoint this one started from.
+        The run whose journal or checkpoint this one went on from.
     evaluations : int
         Calls of the user's functions in this call.
     evaluations_saved : int
         Calls that an earlier run made and this one did not have to.
     seconds_saved : float
         Seconds that those took.
+    replay : {None, "exact", "tolerant", "partial"}
+        How a journal was used: every recorded evaluation was asked for, bit for bit; was asked
+        for to one part in 10^9, since another environment recorded it; or not all were, since
+        other options led another way.
+    replay_seconds : float
+        What the replay took.
+    probes : int
+        Recorded evaluations that were done again to compare, counted in `evaluations`.
     why : str or None
         Why nothing was remembered or found, when that is not plain.
     dropped : tuple of str
@@ -111,6 +173,9 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
     evaluations: int = 0
     evaluations_saved: int = 0
     seconds_saved: float = 0.0
+    replay: str | None = None
+    replay_seconds: float = 0.0
+    probes: int = 0
     why: str | None = None
     dropped: tuple[str, ...] = ()
 
@@ -118,7 +183,8 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
         key = f" {self.key[:12]}" if self.key else ""
         saved = f", {self.evaluations_saved} saved" if self.evaluations_saved else ""
         why = f" ({self.why})" if self.why else ""
-        return f"{self.source}{key}: {self.evaluations} evaluations{saved}{why}"
+        replay = f", {self.replay} replay of {self.replay_seconds:.2g} s" if self.replay else ""
+        return f"{self.source}{key}: {self.evaluations} evaluations{saved}{replay}{why}"
 
 
 _DEFAULTS = Warm()

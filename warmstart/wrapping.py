@@ -1,30 +1,36 @@
-"""A fit's way through the house: key, look-up, run under watch, remember, report."""
+"""A fit's way through the house: key, look-up, replay or run under watch, remember, report."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import time
+import types
 import warnings
-from collections.abc import Callable, Mapping
-from contextvars import ContextVar
+from collections import namedtuple
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import OptimizeResult
 
-from warmstart.errors import CodecError, FingerprintError, WarmstartWarning
+from warmstart.codec import RichResult
+from warmstart.errors import CodecError, FingerprintError, ReplayError, WarmstartWarning
 from warmstart.fingerprint import FitSpec, Level, code_fingerprint, environment
+from warmstart.journal import NONE, Found, Header, Journal, dumps, loads
+from warmstart.randomness import Dice, restore, states
 from warmstart.recent import Recent, signature
-from warmstart.record import Entry, EntryKind
-from warmstart.recording import Recorder
+from warmstart.record import Entry, EntryKind, Start
+from warmstart.recording import Changed, Recorder, Stopped, current
 from warmstart.rewarn import overhear, rewarn
 from warmstart.session import LoadedEntry, LoadSource, Session
-from warmstart.surfaces import Surface, global_state
+from warmstart.surfaces import Surface
 from warmstart.warm import FitReport, Warm, options_of, store_of, tell
 
 __all__ = ["remembered"]
 
-_inside: ContextVar[bool] = ContextVar("inside", default=False)
+_QUICK = 1e-3
+"""Seconds that a `quick` fit must have taken to be remembered."""
 
 
 class Fitted(tuple[Any, ...]):  # noqa: SLOT001 (``warm`` stands in its __dict__)
@@ -41,6 +47,20 @@ class _Call(NamedTuple):
     kwargs: dict[str, Any]
     bound: dict[str, Any]
     options: Warm
+
+
+class _Beginning(NamedTuple):
+    """Where a run begins, if not at the caller's own start."""
+
+    source: str
+    changes: dict[str, Any]
+    entry: Entry | None = None
+    evaluations: int = 0
+    seconds: float = 0.0
+    why: str | None = None
+
+
+_COLD = _Beginning("cold", {})
 
 
 def remembered(surface: Surface) -> Callable[..., Any]:
@@ -62,23 +82,38 @@ def remembered(surface: Surface) -> Callable[..., Any]:
     def fit(*args: Any, warm: Warm | None = None, **kwargs: Any) -> Any:
         options = options_of(warm)
         bound = surface.bind(args, kwargs) if options.enabled else None
-        if bound is None or _inside.get():
+        if bound is None or current.get() is not None:
             # Switched off, refused by scipy in a moment, or part of another fit: the outermost
             # call is the one that is remembered.
             return plain(*args, **kwargs)
+        if surface.quick and _is_known_quick(surface, bound, options):
+            return plain(*args, **kwargs)
         return _fit(_Call(surface, args, kwargs, bound, options))
 
-    signature = inspect.signature(plain)
-    named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    rest = [p for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
-    extra = inspect.Parameter("warm", inspect.Parameter.KEYWORD_ONLY, default=None)
-    fit.__signature__ = signature.replace(parameters=[*named, extra, *rest])  # type: ignore[attr-defined]
+    try:
+        signature = inspect.signature(plain)
+    except ValueError:  # compiled
+        pass
+    else:
+        named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        rest = [p for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+        extra = inspect.Parameter("warm", inspect.Parameter.KEYWORD_ONLY, default=None)
+        fit.__signature__ = signature.replace(parameters=[*named, extra, *rest])  # type: ignore[attr-defined]
     fit.__module__ = "warmstart.optimize"
     fit.__doc__ = f"{plain.__doc__ or ''}\n\nwarm : warmstart.Warm, optional\n    {_DOC}\n"
     return fit
 
 
 _DOC = "How to remember this fit; see `warmstart.Warm`. ``result.warm`` tells what happened."
+
+# Root finders and the like are often called ten thousand times for ten microseconds each, less
+# than it takes to look anything up. A function that was quick once goes straight to scipy.
+_known_quick: dict[types.CodeType, None] = {}
+
+
+def _is_known_quick(surface: Surface, bound: dict[str, Any], options: Warm) -> bool:
+    code = getattr(bound.get(surface.function or ""), "__code__", None)
+    return code in _known_quick and not options.journal
 
 
 def _fit(call: _Call) -> Any:
@@ -101,17 +136,9 @@ def _fit(call: _Call) -> Any:
             spec, producer = _identify(call)
     except FingerprintError as error:
         warnings.warn(f"this fit is not remembered: {error}", WarmstartWarning, stacklevel=3)
-        result = call.surface.scipy(*call.args, **call.kwargs)
-        return _with_report(result, FitReport(source="off", why=str(error)))
+        return _unkeyed(call, str(error))
     session = Session(store, spec, producer=producer, interval=options.interval)
-    if entry is None:
-        return _run(call, session)
-    if entry.kind is EntryKind.CHECKPOINT:
-        return _resume(call, session, entry)
-    why = None
-    if _is_ours(entry):
-        why = 'remembered, but run again for its callback; callbacks="skip" returns it'
-    return _run(call, session, why=why)
+    return _Run(call, session, spec, entry).go()
 
 
 def _is_answer(call: _Call, entry: Entry) -> bool:
@@ -155,10 +182,25 @@ def _signature(call: _Call) -> tuple[Any, ...] | None:
 _recent = Recent()
 
 
+def _unkeyed(call: _Call, why: str) -> Any:
+    """Let scipy do a fit that has no key."""
+    token = current.set(_OFF)
+    try:
+        result = call.surface.scipy(*call.args, **call.kwargs)
+    finally:
+        current.reset(token)
+    return _with_report(result, FitReport(source="off", why=why))
+
+
+_OFF: Any = types.SimpleNamespace(replay=None, fresh=False)
+"""Stands for a fit without a recorder, so that fits inside it are part of it too."""
+
+
 def _answer(call: _Call, entry: Entry) -> Any:
     """Return the remembered result without calling anything of the user's."""
     payload = entry.payload
-    _restore(call.bound, payload["rng"])
+    if call.surface.random:
+        Dice(call.bound).rewind(payload["rng"])
     rewarn(payload["warnings"], stacklevel=4)
     report = FitReport(
         source="final",
@@ -169,132 +211,325 @@ def _answer(call: _Call, entry: Entry) -> Any:
         seconds_saved=payload["seconds"],
         dropped=entry.dropped,
     )
-    return _with_report(payload["result"], report)
+    return _with_report(_unpack(payload["result"]), report)
 
 
-def _resume(call: _Call, session: Session, entry: Entry) -> Any:
-    """Go on from the best point of a run that was killed, or of another producer's final."""
-    if not call.options.resume:
-        return _run(call, session, why="a checkpoint is there, but resume=False")
-    if not _recordable(call):
-        return _run(call, session, why="a checkpoint is there, but no start can be given")
-    try:
-        start = _point(call, entry.payload)
-    except ValueError as error:
-        return _run(call, session, why=str(error))
-    session.start_from(LoadedEntry(entry, LoadSource.EXACT, Level.EXACT, 0.0))
-    return _run(call, session, entry=entry, start=start)
+class _Run:
+    """One fit that has to be run, or replayed."""
+
+    def __init__(self, call: _Call, session: Session, spec: FitSpec, entry: Entry | None) -> None:
+        self._call = call
+        self._session = session
+        self._spec = spec
+        self._entry = entry
+        self._store = session.store
+        self._fit = spec.level_key(Level.JOURNAL)
+        self._dice = Dice(call.bound) if call.surface.random else None
+        self._track0 = states(call.options.track)
+        self._dice0 = self._dice.state() if self._dice is not None else None
+        self._beginning = _COLD
+        self._busy = False
+
+    def go(self) -> Any:
+        """Replay what is recorded, run the rest, and return what scipy returns."""
+        journal = None
+        if self._call.surface.function is not None:
+            journal = self._find_journal()
+        if journal is not None:
+            try:
+                self._beginning = self._as_recorded(journal)
+            except (LookupError, TypeError, ValueError):  # its checksums are right, but it is not
+                journal.close(delete=True)
+                journal = None
+        if journal is None:
+            self._beginning = self._from_entry()
+        try:
+            return self._run(journal)
+        except _Anew as anew:
+            # The recorder has stopped scipy at the first sign that the function is another one.
+            warnings.warn(
+                f"the journal of this fit is set aside: {anew}. The fit starts anew from the best "
+                "point that was reached",
+                WarmstartWarning,
+                stacklevel=4,
+            )
+            self._beginning = self._from_best(anew.best, str(anew))
+            self._session.start = Start()
+            self._rewind()
+        return self._run(None)
+
+    def _find_journal(self) -> Journal | None:
+        options = self._call.options
+        if not options.resume or options.refit or options.journal is False:
+            return None
+
+        def find() -> Found:
+            shelf = self._store.journals
+            return NONE if shelf is None else shelf.find(self._fit, self._spec.key)
+
+        journal, self._busy = self._store.attempt(find, NONE)
+        return journal
+
+    def _as_recorded(self, journal: Journal) -> _Beginning:
+        """Begin where the recorded run began."""
+        header = journal.header
+        assert header is not None
+        changes = {}
+        if header.chosen and header.x0 is not None and self._call.surface.start is not None:
+            changes[self._call.surface.start] = loads(header.x0)
+        if self._dice is not None and header.random is not None:
+            self._dice0 = loads(header.random)
+            self._dice.begin(self._dice0)
+        if self._call.options.track and header.track is not None:
+            self._track0 = loads(header.track)
+            restore(self._call.options.track, self._track0)
+        payload = self._entry.payload if self._entry is not None else None
+        seconds = payload.get("seconds", 0.0) if isinstance(payload, dict) else 0.0
+        self._session.start = Start(source="journal", run=journal.lives[-1].run)
+        return _Beginning("journal", changes, seconds=seconds)
+
+    def _from_entry(self) -> _Beginning:
+        """Begin at what the store has of this fit besides a journal: a checkpoint, or nothing."""
+        entry, call = self._entry, self._call
+        if self._busy:
+            return _COLD._replace(why="another process is at this fit")
+        if entry is None:
+            return _COLD
+        if entry.kind is EntryKind.FINAL and _is_ours(entry):
+            why = 'remembered, but run again for its callback; callbacks="skip" returns it'
+            return _COLD._replace(why=why)
+        if not call.options.resume:
+            return _COLD._replace(why="a checkpoint is there, but resume=False")
+        if call.surface.start is None:
+            return _COLD._replace(why="a checkpoint is there, but no start can be given")
+        payload = entry.payload if isinstance(entry.payload, dict) else {}
+        return self._from_payload(payload, entry)
+
+    def _from_payload(self, payload: dict[str, Any], entry: Entry) -> _Beginning:
+        call = self._call
+        state = payload.get("state")
+        try:
+            if isinstance(state, dict) and call.surface.name == "minimize":
+                options = {**(call.bound.get("options") or {}), **state["options"]}
+                changes = {"x0": state["x"], "options": options}
+                why = "from the state of the solver, without a journal"
+            else:
+                changes = {str(call.surface.start): self._point(_x_of(payload))}
+                why = "from the best point, without a journal"
+        except ValueError as error:
+            return _COLD._replace(why=str(error))
+        self._session.start_from(LoadedEntry(entry, LoadSource.EXACT, Level.EXACT, 0.0))
+        evaluations, seconds = payload.get("evaluations", 0), payload.get("seconds", 0.0)
+        return _Beginning("checkpoint", changes, entry, evaluations, seconds, why)
+
+    def _from_best(self, best: Any, why: str) -> _Beginning:
+        """Begin at the best point of a journal that does not fit the function any more."""
+        start = self._call.surface.start
+        if start is None or not isinstance(best, dict):
+            return _COLD._replace(why=why)
+        try:
+            return _Beginning("checkpoint", {start: self._point(best.get("x"))}, why=why)
+        except ValueError:
+            return _COLD._replace(why=why)
+
+    def _point(self, x: Any) -> np.ndarray[Any, Any]:
+        """Return a point that a run had reached, as a start for this one.
+
+        Raises
+        ------
+        ValueError
+            With the reason, if there is none that fits.
+        """
+        if not isinstance(x, np.ndarray) or x.ndim != 1 or not np.isfinite(x).all():
+            raise ValueError("the checkpoint holds no usable point")
+        given = self._call.bound.get(str(self._call.surface.start))
+        if given is not None and np.size(given) != x.size:
+            raise ValueError(f"the checkpoint has {x.size} parameters, this fit {np.size(given)}")
+        lower, upper = self._call.surface.limits(self._call.bound)
+        return np.asarray(np.clip(x, lower, upper))
+
+    def _header(self) -> Header:
+        """Return what a new journal says of itself."""
+        start, bound = str(self._call.surface.start), self._call.bound
+        chosen = start in self._beginning.changes
+        x0 = self._beginning.changes[start] if chosen else bound.get(start)
+        return Header(
+            surface=self._call.surface.name,
+            parts={name: self._spec.part(name).digest[:8] for name in _PARTS},
+            method=str(bound.get("method", "")),
+            x0=None if x0 is None else dumps(np.asarray(x0)),
+            chosen=chosen,
+            random=None if self._dice0 is None else dumps(self._dice0),
+            track=dumps(self._track0) if self._track0 else None,
+        )
+
+    def _run(self, journal: Journal | None) -> Any:
+        call, session, store = self._call, self._session, self._store
+        surface, shelf = call.surface, None
+        if surface.function is not None:
+            shelf = store.attempt(lambda: store.journals, None)
+        recorder = Recorder(
+            session,
+            call.options,
+            header=self._header,
+            shelf=shelf,
+            fit=self._fit,
+            target=surface.target(call.bound),
+        )
+        token, result, heard = current.set(recorder), None, None
+        partial: str | None = None
+        anew: _Anew | None = None
+        try:
+            with session, overhear() as heard:
+                try:
+                    args, kwargs = self._prepare(recorder, journal)
+                    result = surface.scipy(*args, **kwargs)
+                except Changed as error:
+                    recorder.set_aside()
+                    if call.options.strict:
+                        raise ReplayError(str(error)) from None
+                    anew = _Anew(str(error), journal.best if journal else None)
+                except Stopped:
+                    partial = f"stopped after {call.options.time_limit:g} s of work"
+                except KeyboardInterrupt:
+                    if call.options.on_interrupt == "raise" or surface.partial is None:
+                        raise
+                    partial = "interrupted"
+        except BaseException as error:
+            self._rewind()
+            recorder.finish(completed=False, keep=not isinstance(error, Exception))
+            raise
+        finally:
+            current.reset(token)
+        if anew is not None:
+            raise anew
+        recorder.finish(completed=partial is None, keep=True)
+        if partial is None:
+            return self._completed(recorder, result, heard)
+        self._rewind()
+        return self._partial(recorder, f"{partial}: the best point so far")
+
+    def _prepare(
+        self, recorder: Recorder, journal: Journal | None
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Return the call with every function of the user's under watch."""
+        call = self._call
+        if journal is not None:
+            recorder.adopt(journal)
+        changes = dict(self._beginning.changes)
+        if self._dice is not None:
+            changes.update(self._dice.changes)
+        if call.surface.function is not None:
+            wrapped = call.surface.instrument(
+                {**call.bound, **changes},
+                recorder.wrap,
+                workers=recorder.map,
+                callback=recorder.callback,
+            )
+            changes.update(wrapped)
+        recorder.begin()
+        return call.surface.substitute(call.args, call.kwargs, changes)
+
+    def _rewind(self) -> None:
+        """Leave generators as they were found, so that the same call goes on with this fit."""
+        if self._dice is not None:
+            self._dice.rewind(self._dice0)
+        restore(self._call.options.track, self._track0)
+
+    def _completed(self, recorder: Recorder, result: Any, heard: Any) -> Any:
+        call, session = self._call, self._session
+        seconds = time.perf_counter() - recorder.started
+        nfev = _count(result)
+        payload = {
+            "result": _pack(result),
+            "evaluations": recorder.total or nfev or 0,
+            "seconds": seconds,
+            "warnings": heard,
+            "rng": self._dice.state() if self._dice is not None else None,
+        }
+        why = recorder.why
+        kept = True
+        if call.surface.quick and seconds < _QUICK and not call.options.journal:
+            _note_quick(call)
+        else:
+            try:
+                objective = _objective(result, recorder)
+                kept = session.finalize(payload, objective=objective, nfev=nfev)
+            except CodecError as error:  # a result of the user's own method may hold anything
+                kept, why = False, f"the result could not be kept: {error}"
+        if not kept:
+            why = why or "the result could not be kept"
+        return _with_report(result, self._report(recorder, why))
+
+    def _partial(self, recorder: Recorder, message: str) -> Any:
+        """Return the best point of a fit that was ended, in the shape of its function."""
+        surface = self._call.surface
+        point = recorder.stopped_at(message)
+        if surface.partial is None or point is None:
+            raise TimeoutError(f"{surface.name} was {message}, but there is none")
+        result = surface.partial(point, self._call.bound)
+        return _with_report(result, self._report(recorder, message))
+
+    def _report(self, recorder: Recorder, why: str | None) -> FitReport:
+        beginning, session = self._beginning, self._session
+        replay = None
+        if beginning.source == "journal":
+            replay = "tolerant" if recorder.tolerant else "exact"
+            if recorder.strayed is not None and replay == "exact":
+                replay = "partial"
+        return FitReport(
+            source="cold" if beginning.source == "journal" and not recorder.answered
+            else beginning.source,
+            key=str(session.key),
+            run=session.run_id,
+            start_run=session.start.run,
+            evaluations=recorder.calls,
+            evaluations_saved=beginning.evaluations + recorder.saved,
+            seconds_saved=beginning.seconds,
+            replay=replay if recorder.answered else None,
+            replay_seconds=recorder.replay_seconds if recorder.answered else 0.0,
+            probes=recorder.probes,
+            why="; ".join(filter(None, (beginning.why, why))) or None,
+            dropped=session.dropped,
+        )  # fmt: skip
 
 
-def _run(
-    call: _Call,
-    session: Session,
-    *,
-    entry: Entry | None = None,
-    start: np.ndarray[Any, Any] | None = None,
-    why: str | None = None,
-) -> Any:
-    """Let scipy do the fit under watch, remember the result, and report."""
-    surface = call.surface
-    recorder = Recorder(session, surface.kind, ranked=_ranked(call))
-    changes: dict[str, Any] = {} if start is None else {surface.start: start}
-    if _recordable(call):
-        function = call.bound[surface.function]
-        changes[surface.function] = recorder.wrap(function, _target(call))
-    args, kwargs = surface.substitute(call.args, call.kwargs, changes)
-    token = _inside.set(True)
-    try:
-        with session, overhear() as heard:
-            result = surface.scipy(*args, **kwargs)
-    finally:
-        _inside.reset(token)
-    seconds, nfev = recorder.seconds, _count(result)
-    evaluations = recorder.evaluations or nfev or 0
-    payload = {
-        "result": result,
-        "evaluations": evaluations,
-        "seconds": seconds,
-        "warnings": heard,
-        "rng": _state(call.bound) if surface.random else None,
-    }
-    try:
-        kept = session.finalize(payload, objective=_objective(result, recorder), nfev=nfev)
-    except CodecError as error:  # a result from a method of the user's own may hold anything
-        kept, why = False, f"the result could not be kept: {error}"
-    before = entry.payload if entry is not None else {}
-    report = FitReport(
-        source="cold" if entry is None else "checkpoint",
-        key=str(session.key),
-        run=session.run_id,
-        start_run=session.start.run,
-        evaluations=evaluations,
-        evaluations_saved=before.get("evaluations", 0),
-        seconds_saved=before.get("seconds", 0.0),
-        why=why if kept else why or "the result could not be kept",
-        dropped=session.dropped,
-    )
-    return _with_report(result, report)
+class _Anew(Exception):  # noqa: N818 (not an error: the fit begins anew)
+    """The journal is of another function."""
+
+    def __init__(self, why: str, best: Any) -> None:
+        super().__init__(why)
+        self.best = best
 
 
-def _point(call: _Call, payload: Any) -> np.ndarray[Any, Any]:
-    """Return the point that another run had reached, as a start for this one.
+_PARTS = ("model", "data", "hyper", "settings")
 
-    Raises
-    ------
-    ValueError
-        With the reason, if there is none that fits.
-    """
-    payload = payload if isinstance(payload, dict) else {}
-    x, result = payload.get("x"), payload.get("result")
+
+def _x_of(payload: dict[str, Any]) -> Any:
+    """Return the point of a checkpoint, or of another producer's final."""
+    result = payload.get("result")
     if isinstance(result, OptimizeResult):
-        x = result.get("x")
-    elif isinstance(result, tuple):
-        x = result[0]
-    if not isinstance(x, np.ndarray) or x.ndim != 1 or not np.isfinite(x).all():
-        raise ValueError("the checkpoint holds no usable point")
-    given = call.bound.get(call.surface.start)
-    if given is not None and np.size(given) != x.size:
-        raise ValueError(f"the checkpoint has {x.size} parameters, this fit {np.size(given)}")
-    lower, upper = call.surface.limits(call.bound)
-    return np.asarray(np.clip(x, lower, upper))
+        return result.get("x")
+    if isinstance(result, tuple):
+        return result[0]
+    return payload.get("x") if result is None else result
 
 
-def _recordable(call: _Call) -> bool:
-    """Whether the function is called in this process, one point at a time."""
-    options = call.bound.get("options")
-    elsewhere = "workers" in call.bound or (isinstance(options, dict) and "workers" in options)
-    return not elsewhere and not call.bound.get("vectorized")
-
-
-def _ranked(call: _Call) -> bool:
-    return not call.bound.get("constraints") and "loss" not in call.bound
-
-
-def _target(call: _Call) -> Callable[[Any], Any]:
-    """Return what computes the number to rank points by from the function's value."""
-    if call.surface.kind == "residuals":
-        return _half_squares
-    if call.surface.kind == "curve":
-        data, sigma = call.bound.get("ydata"), call.bound.get("sigma")
-        weight = 1.0 if sigma is None or np.ndim(sigma) != 1 else np.asarray(sigma)
-        return lambda value: _half_squares((np.asarray(value) - data) / weight)
-    if call.bound.get("jac") is True:
-        return lambda value: value[0]
-    return lambda value: value
-
-
-def _half_squares(residuals: Any) -> float:
-    flat = np.ravel(residuals)
-    return 0.5 * float(np.dot(flat, flat))
+def _note_quick(call: _Call) -> None:
+    code = getattr(call.bound[call.surface.function or ""], "__code__", None)
+    if code is not None:
+        if len(_known_quick) > 10_000:
+            _known_quick.clear()
+        _known_quick[code] = None
 
 
 def _objective(result: Any, recorder: Recorder) -> float | None:
     """Return the objective at the result, in the same unit as that of the checkpoints."""
     if isinstance(result, OptimizeResult):
         value = result.get("cost", result.get("fun"))
-        if np.size(value) == 1:
+        if value is not None and np.size(value) == 1:
             return float(np.real(np.ravel(value)[0]))
-    return recorder.best
+    return recorder.best if np.isfinite(recorder.best) else None
 
 
 def _count(result: Any) -> int | None:
@@ -305,7 +540,7 @@ def _count(result: Any) -> int | None:
 
 def _with_report(result: Any, report: FitReport) -> Any:
     tell(report)
-    if isinstance(result, OptimizeResult):
+    if isinstance(result, RichResult):
         # Beside the dict that the result is, so that its keys, its text and its equality with
         # another result stay scipy's.
         object.__setattr__(result, "warm", report)
@@ -316,28 +551,17 @@ def _with_report(result: Any, report: FitReport) -> Any:
     return result
 
 
-# A generator that a fit draws from ends in another state; a hit leaves it in that state too.
+# scipy's newton() makes a class of named tuples anew in each call; so does a hit.
 
 
-def _generator(bound: Mapping[str, Any]) -> Any:
-    given = bound.get("rng", bound.get("seed"))
-    return global_state() if given is None and "rng" not in bound else given
+def _pack(result: Any) -> Any:
+    fields = getattr(type(result), "_fields", None)
+    if isinstance(result, tuple) and fields is not None:
+        return {"namedtuple": type(result).__name__, "fields": fields, "values": tuple(result)}
+    return result
 
 
-def _state(bound: Mapping[str, Any]) -> Any:
-    generator = _generator(bound)
-    if isinstance(generator, np.random.Generator):
-        return dict(generator.bit_generator.state)
-    if isinstance(generator, np.random.RandomState):
-        return dict(generator.get_state(legacy=False))
-    return None
-
-
-def _restore(bound: Mapping[str, Any], state: Any) -> None:
-    if state is None:
-        return
-    generator = _generator(bound)
-    if isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    elif isinstance(generator, np.random.RandomState):
-        generator.set_state(state)
+def _unpack(result: Any) -> Any:
+    if type(result) is dict and result.keys() == {"namedtuple", "fields", "values"}:
+        return namedtuple(result["namedtuple"], result["fields"])(*result["values"])  # noqa: PYI024
+    return result

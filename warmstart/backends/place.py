@@ -109,7 +109,7 @@ class Place:
 
     def _create(self) -> None:
         strangers = sorted(p.name for p in self.path.iterdir() if not p.name.startswith(".FORMAT"))
-        if strangers and not set(strangers) <= {*HALVES, "locks", "FORMAT"}:
+        if strangers and not set(strangers) <= {*HALVES, "locks", "journals", "FORMAT"}:
             raise StoreError(
                 f"{self.path} is not a store and not empty, it contains "
                 f"{', '.join(strangers[:3])}: choose an empty or a new folder"

@@ -1,0 +1,746 @@
+"""Journals: the evaluations of a run, in order, in one append-only file.
+
+::
+
+    file      magic, then frames
+    frame     length u32, crc32 u32, body
+    body      kind u8, then by kind
+      E       count u32, then so many evaluations
+      S       the sketches of the evaluations before it, 5 float64 each
+      H L     header; a life of the run begins (msgpack)
+      B       the best point so far (msgpack)
+      C       a callback stopped the fit (msgpack)
+      Z       the run came to its end; how often each callback was called (msgpack)
+    evaluation  channel u8, form u8, digest of the input u64, output by form
+
+All integers are little-endian. A frame is written by one system call; one that is torn or
+damaged ends the journal, and is cut off before anything is appended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import functools
+import mmap
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from warmstart.codec import MAX_DECODED, decode_payload, encode_payload
+from warmstart.errors import CodecError, RecordError
+from warmstart.fingerprint import Fingerprint
+
+__all__ = [
+    "NONE",
+    "Evaluation",
+    "Found",
+    "Header",
+    "Journal",
+    "Life",
+    "Shelf",
+    "pack_numbers",
+    "pack_value",
+    "sketches",
+    "unpack_value",
+]
+
+MAGIC = b"warmstart journal 1\n"
+BUFFER_SECONDS = 0.015
+"""Where evaluations are fast they are written together this often. A kill may cost 20 ms of work:
+packing and writing take time, too."""
+
+_FRAME = struct.Struct("<II")
+_HEAD = struct.Struct("<BBQ")
+_u32 = struct.Struct("<I")
+_NUMBER = np.dtype([("channel", "u1"), ("form", "u1"), ("digest", "<u8"), ("value", "<f8")])
+_MAX_FRAME = 1 << 30
+_RUN_DIGITS = 32
+_ATTEMPTS = 3
+
+# Forms of an output.
+_FLOAT, _FLOAT64, _VECTOR, _ARRAY, _NONE, _PAIR, _TREE, OPAQUE = range(8)
+MUTATED, TRACKED = 0x40, 0x80
+"""Flags of a form: the function overwrote its input; states of generators are kept with it."""
+FORM = 0x3F
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """What a journal is of; written before the first evaluation.
+
+    Parameters
+    ----------
+    surface : str
+        The function of scipy.optimize.
+    parts : dict of str to bytes
+        Digests of the parts of the key, for people who ask why a journal was not used.
+    method : str
+        The method of the call, as it was given.
+    x0 : bytes or None
+        The start that was used (a payload), where the function takes one.
+    chosen : bool
+        Whether that start is the library's choice, and not the caller's.
+    random : bytes or None
+        The state of the generator that the run draws from (a payload).
+    track : bytes or None
+        The states of the generators that the user's functions draw from (a payload).
+    """
+
+    surface: str
+    parts: dict[str, bytes]
+    method: str = ""
+    x0: bytes | None = None
+    chosen: bool = False
+    random: bytes | None = None
+    track: bytes | None = None
+
+
+class Life(msgspec.Struct, frozen=True, kw_only=True):
+    """One process' part of a run, noted when it begins.
+
+    Parameters
+    ----------
+    run : str
+        The id under which the store knows it.
+    began : float
+        UTC seconds since the epoch.
+    environment : str
+        Versions of numpy, scipy and Python.
+    blas : list of (str, int, str)
+        Name, number of threads and kind of kernel of each library for linear algebra.
+    channels : list of str
+        What each channel's number stands for.
+    """
+
+    run: str
+    began: float
+    environment: str
+    blas: list[tuple[str, int, str]]
+    channels: list[str]
+
+
+class Evaluation(NamedTuple):
+    """One recorded call; `unpack_value` reads its output."""
+
+    channel: int
+    form: int
+    digest: int
+    offset: int
+    """Where its output begins."""
+    end: int
+
+
+# Outputs as bytes: type, dtype, shape and memory order come back as they were, since an
+# optimizer computes other bits with a Fortran-ordered Jacobian or a float32 objective.
+
+
+def pack_value(value: Any) -> tuple[int, bytes]:
+    """Return the form and the bytes of an output; OPAQUE for what has no bytes."""
+    kind = type(value)
+    if kind is float:
+        return _FLOAT, struct.pack("<d", value)
+    if kind is np.float64:
+        return _FLOAT64, value.tobytes()
+    if kind is np.ndarray and value.dtype.kind in "biufc":
+        if value.ndim == 1 and value.dtype == np.float64 and value.dtype.isnative:
+            raw = value.tobytes()
+            return _VECTOR, _u32.pack(len(raw)) + raw
+        return _ARRAY, _pack_array(value)
+    if value is None:
+        return _NONE, b""
+    if kind is tuple and len(value) == 2:
+        (form, raw), (form2, raw2) = pack_value(value[0]), pack_value(value[1])
+        if OPAQUE in (form, form2):
+            return OPAQUE, b""
+        return _PAIR, b"".join((bytes((form,)), raw, bytes((form2,)), raw2))
+    try:
+        raw = dumps(value)
+    except CodecError:
+        return OPAQUE, b""
+    return _TREE, _u32.pack(len(raw)) + raw
+
+
+def pack_numbers(
+    channel: int, form: int, digests: Sequence[int], values: NDArray[np.float64]
+) -> bytes:
+    """Return the records of many evaluations of one function that returned numbers."""
+    records = np.empty(len(values), _NUMBER)
+    records["channel"], records["form"] = channel, form
+    records["digest"], records["value"] = digests, values
+    return records.tobytes()
+
+
+def _pack_array(value: NDArray[Any]) -> bytes:
+    fortran = value.flags.f_contiguous and not value.flags.c_contiguous
+    name = value.dtype.str.encode()
+    raw = value.tobytes("F" if fortran else "C")
+    head = struct.pack(f"<BBB{value.ndim}Q", len(name), fortran, value.ndim, *value.shape)
+    return b"".join((_u32.pack(len(head) + len(name) + len(raw)), head, name, raw))
+
+
+def unpack_value(buffer: Any, form: int, offset: int) -> tuple[Any, int]:
+    """Return an output and where it ends; arrays are fresh and own their memory."""
+    form &= FORM
+    if form == _FLOAT:
+        return _f64(buffer, offset)[0], offset + 8
+    if form == _FLOAT64:
+        return np.float64(_f64(buffer, offset)[0]), offset + 8
+    if form in {_NONE, OPAQUE}:
+        return None, offset
+    if form == _PAIR:
+        first, offset = unpack_value(buffer, buffer[offset], offset + 1)
+        second, offset = unpack_value(buffer, buffer[offset], offset + 1)
+        return (first, second), offset
+    (size,) = _u32.unpack_from(buffer, offset)
+    start, end = offset + 4, offset + 4 + size
+    if form == _VECTOR:
+        return np.frombuffer(buffer, np.float64, size // 8, start).copy(), end
+    if form == _ARRAY:
+        letters, fortran, dimensions = buffer[start], buffer[start + 1], buffer[start + 2]
+        shape = struct.unpack_from(f"<{dimensions}Q", buffer, start + 3)
+        start += 3 + 8 * dimensions
+        dtype = np.dtype(bytes(buffer[start : start + letters]).decode())
+        raw = np.frombuffer(buffer, dtype, offset=start + letters, count=int(np.prod(shape)))
+        order = "F" if fortran else "C"
+        return raw.reshape(shape, order=order).copy(order=order), end  # type: ignore[call-overload]
+    return loads(buffer[start:end]), end
+
+
+_f64 = struct.Struct("<d").unpack_from
+
+
+def _skip(buffer: Any, form: int, offset: int) -> int:
+    """Return where an output ends, without reading it."""
+    form &= FORM
+    if form <= _FLOAT64:
+        return offset + 8
+    if form in {_NONE, OPAQUE}:
+        return offset
+    if form == _PAIR:
+        offset = _skip(buffer, buffer[offset], offset + 1)
+        return _skip(buffer, buffer[offset], offset + 1)
+    return int(offset + 4 + _u32.unpack_from(buffer, offset)[0])
+
+
+def dumps(value: Any) -> bytes:
+    """Return a payload as bytes of its own.
+
+    Raises
+    ------
+    CodecError
+        If it, or a part of it, is of a type that is not kept.
+    """
+    tree, table, body, dropped = encode_payload(value)
+    if dropped:
+        raise CodecError(f"cannot be kept: {', '.join(dropped)}")
+    head: bytes = msgspec.msgpack.encode((tree, table))
+    return b"".join((_u32.pack(len(head)), head, *body))
+
+
+def loads(raw: bytes) -> Any:
+    """Return what `dumps` was given."""
+    (size,) = _u32.unpack_from(raw)
+    tree, table = msgspec.msgpack.decode(raw[4 : 4 + size])
+    return decode_payload(tree, table, memoryview(raw)[4 + size :], max_bytes=MAX_DECODED)
+
+
+# Sketches tell whether two inputs are nearly equal without either being kept: four random
+# projections of signs, and the norm.
+
+_BLOCK = 4096
+
+
+@functools.lru_cache(maxsize=8)
+def _signs(columns: int, key: int) -> NDArray[np.float64]:
+    raw = np.random.PCG64(key).random_raw(-(-4 * columns // 64))  # a stream that numpy keeps
+    bits = np.unpackbits(np.asarray(raw, "<u8").view(np.uint8))[: 4 * columns]
+    return 2.0 * bits.reshape(columns, 4).astype(float) - 1.0
+
+
+def sketches(inputs: Sequence[bytes]) -> NDArray[np.float64]:
+    """Return (m, 5) sketches of m inputs; NaN for one that is not made of float64."""
+    sizes = list(map(len, inputs))
+    if sizes and sizes[0] and sizes.count(sizes[0]) == len(sizes):
+        return _sketches(inputs) if sizes[0] % 8 == 0 else np.full((len(inputs), 5), np.nan)
+    made = np.full((len(inputs), 5), np.nan)
+    for size in set(sizes) - {0}:
+        if size % 8 == 0:
+            rows = [row for row, other in enumerate(sizes) if other == size]
+            made[rows] = _sketches([inputs[row] for row in rows])
+    return made
+
+
+def _sketches(inputs: Sequence[bytes]) -> NDArray[np.float64]:
+    x = np.frombuffer(b"".join(inputs)).reshape(len(inputs), -1)
+    made = np.empty((len(inputs), 5))
+    with np.errstate(all="ignore"):
+        made[:, :4] = _project(x)
+        made[:, 4] = np.sqrt(np.einsum("ij,ij->i", x, x))
+    return made
+
+
+def _project(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    n = x.shape[1]
+    if n <= _BLOCK:
+        return x @ _signs(n, 1)
+    blocks = -(-n // _BLOCK)
+    total = np.zeros((len(x), 4))
+    for block in range(blocks):
+        part = x[:, block * _BLOCK : (block + 1) * _BLOCK]
+        total += (part @ _signs(_BLOCK, 1)[: part.shape[1]]) * _signs(blocks, 2)[block]
+    return total
+
+
+def _frame(kind: bytes, body: bytes) -> bytes:
+    body = kind + body
+    return _FRAME.pack(len(body), crc32(body)) + body
+
+
+class Journal:
+    """One journal, open and locked by this process.
+
+    Notes
+    -----
+    Made by a `Shelf`. What `write` returned from survives SIGKILL; `sync` waits for the disk.
+    Safe in threads as far as `write` goes. A child process that inherits it writes nothing.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self.header: Header | None = None
+        self.lives: list[Life] = []
+        self.best: dict[str, Any] | None = None
+        self.stops: dict[str, int] = {}
+        """Callbacks that stopped the fit, and at which of their calls."""
+        self.count = 0
+        self.fruitless = 0
+        """Lives at the end that recorded nothing: killed before their replay was over."""
+        self.finished = False
+        self.called: dict[str, int] = {}
+        """How often each callback was called, if the run came to its end."""
+        self.size = 0
+        self._spans: list[tuple[int, int]] = []
+        self._sketch_spans: list[tuple[int, int]] = []
+        self._fd = descriptor
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._map: mmap.mmap | None = None
+
+    # Reading
+
+    def load(self) -> None:
+        """Read what is there, and cut off a torn end.
+
+        Raises
+        ------
+        RecordError
+            If it is no journal of this version, or not even its header is whole.
+        """
+        size = os.fstat(self._fd).st_size
+        if size < len(MAGIC):
+            raise RecordError(f"{self.path.name} is not a journal")
+        self._map = mmap.mmap(self._fd, size, prot=mmap.PROT_READ)
+        if self._map[: len(MAGIC)] != MAGIC:
+            raise RecordError(f"{self.path.name} is not a journal of this version")
+        end = len(MAGIC)
+        try:
+            for start, stop in self._frames(end, size):
+                self._take(self._map[start], start + 1, stop)
+                end = stop
+        except (msgspec.MsgspecError, CodecError, struct.error) as error:
+            raise RecordError(f"{self.path.name} is damaged: {error}") from error
+        if self.header is None or not self.lives:
+            raise RecordError(f"{self.path.name} has no whole header")
+        self.size = end
+        if end < size:
+            os.ftruncate(self._fd, end)
+
+    def _frames(self, offset: int, size: int) -> Iterator[tuple[int, int]]:
+        assert self._map is not None
+        while offset + _FRAME.size <= size:
+            length, check = _FRAME.unpack_from(self._map, offset)
+            start = offset + _FRAME.size
+            if not 0 < length <= min(size - start, _MAX_FRAME):
+                return
+            with memoryview(self._map) as view, view[start : start + length] as body:
+                if crc32(body) != check:
+                    return
+            offset = start + length
+            yield start, offset
+
+    def _take(self, kind: int, start: int, stop: int) -> None:
+        assert self._map is not None
+        if kind == ord("E"):
+            self.count += _u32.unpack_from(self._map, start)[0]
+            self.fruitless = 0
+            self._spans.append((start + 4, stop))
+        elif kind == ord("S"):
+            self._sketch_spans.append((start, stop))
+        elif kind == ord("L"):
+            self.lives.append(msgspec.msgpack.decode(self._map[start:stop], type=Life))
+            self.fruitless += 1
+            self.finished, self.called = False, {}
+        elif kind == ord("H"):
+            self.header = msgspec.msgpack.decode(self._map[start:stop], type=Header)
+        elif kind == ord("B"):
+            self.best = loads(self._map[start:stop])
+        elif kind == ord("C"):
+            self.stops.update(msgspec.msgpack.decode(self._map[start:stop], type=dict[str, int]))
+        elif kind == ord("Z"):
+            self.finished = True
+            self.called = msgspec.msgpack.decode(self._map[start:stop], type=dict[str, int])
+
+    def knows(self, callback: str) -> int:
+        """Return how many calls of a callback are known to have been made."""
+        return max(self.called.get(callback, 0), abs(self.stops.get(callback, 0)))
+
+    def is_of(self, key: Fingerprint) -> bool:
+        """Whether the options are those of a key, too."""
+        return self.path.name.startswith(_prefix(key))
+
+    @property
+    def buffer(self) -> Any:
+        """The bytes in which evaluations have their offsets."""
+        return self._map
+
+    def evaluations(self) -> Iterator[Evaluation]:
+        """Yield what was recorded when the journal was loaded, in order."""
+        buffer = self.buffer
+        for start, stop in self._spans:
+            offset = start
+            while offset < stop:
+                channel, form, digest = _HEAD.unpack_from(buffer, offset)
+                offset += _HEAD.size
+                end = _skip(buffer, form, offset)
+                for flag in (MUTATED, TRACKED):
+                    if form & flag:
+                        end += 4 + _u32.unpack_from(buffer, end)[0]
+                yield Evaluation(channel, form, digest, offset, end)
+                offset = end
+
+    def sketches(self) -> NDArray[np.float64]:
+        """Return the sketches of all recorded inputs, (count, 5)."""
+        parts = [
+            np.frombuffer(self._map[a:b]).reshape(-1, 5)  # type: ignore[index]
+            for a, b in self._sketch_spans
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, 5))
+
+    def extras(self, evaluation: Evaluation) -> tuple[bytes | None, Any]:
+        """Return the input as the function left it, and the states of tracked generators."""
+        offset = _skip(self._map, evaluation.form, evaluation.offset)
+        found: list[bytes | None] = []
+        for flag in (MUTATED, TRACKED):
+            if evaluation.form & flag:
+                (size,) = _u32.unpack_from(self._map, offset)  # type: ignore[arg-type]
+                found.append(self._map[offset + 4 : offset + 4 + size])  # type: ignore[index]
+                offset += 4 + size
+            else:
+                found.append(None)
+        return found[0], None if found[1] is None else loads(found[1])
+
+    # Writing
+
+    def write(self, *frames: bytes) -> None:
+        """Append frames; when this returns, SIGKILL cannot undo it."""
+        raw = b"".join(frames)
+        if not raw or os.getpid() != self._pid:
+            return
+        with self._lock:
+            done = 0
+            while done < len(raw):
+                try:
+                    done += os.write(self._fd, memoryview(raw)[done:])
+                except BaseException:
+                    with contextlib.suppress(OSError):
+                        os.ftruncate(self._fd, self.size)  # half a frame would hide the next
+                    raise
+            self.size += len(raw)
+
+    def sync(self) -> None:
+        """Return when what was written would survive a power cut."""
+        if os.getpid() == self._pid:
+            os.fdatasync(self._fd)
+
+    def delete(self) -> None:
+        """Give back the disk space, when it is closed."""
+        if os.getpid() == self._pid:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+
+    def close(self, *, delete: bool = False) -> None:
+        """Let go of the file."""
+        if self._fd < 0:
+            return
+        mine = os.getpid() == self._pid
+        if delete:
+            self.delete()
+        if self._map is not None:
+            with contextlib.suppress(BufferError):
+                self._map.close()
+        os.close(self._fd)
+        self._fd = -1
+        if mine:
+            _held.discard(str(self.path))
+
+    def rename(self, key: Fingerprint) -> None:
+        """Go on under the key of the same fit with other options."""
+        path = self.path.with_name(_file_name(key, self.path.stem[-_RUN_DIGITS:]))
+        if path != self.path:
+            self.path.rename(path)
+            with _guard:
+                _held.discard(str(self.path))
+                _held.add(str(path))
+            self.path = path
+
+    def copy_of(self, records: int) -> bytes:
+        """Return the frames of the first evaluations, for a journal that goes another way."""
+        frames = []
+        digests = self.sketches()[:records]
+        for number, evaluation in enumerate(self.evaluations()):
+            if number == records:
+                break
+            frames.append(self._map[evaluation.offset - _HEAD.size : evaluation.end])  # type: ignore[index]
+        return evaluation_frames(b"".join(frames), len(frames), digests) if frames else b""
+
+
+def evaluation_frames(records: bytes, count: int, made: NDArray[np.float64]) -> bytes:
+    """Return evaluations and the sketches of their inputs as frames."""
+    return _frame(b"E", _u32.pack(count) + records) + _frame(b"S", made.tobytes())
+
+
+def header_frame(header: Header) -> bytes:
+    """Return a header as the beginning of a file."""
+    return MAGIC + _frame(b"H", msgspec.msgpack.encode(header))
+
+
+def life_frame(life: Life) -> bytes:
+    """Return the beginning of a life as a frame."""
+    return _frame(b"L", msgspec.msgpack.encode(life))
+
+
+def best_frame(best: dict[str, Any]) -> bytes:
+    """Return the best point as a frame."""
+    return _frame(b"B", dumps(best))
+
+
+def stop_frame(callback: str, call: int) -> bytes:
+    """Return that a callback stopped the fit as a frame."""
+    return _frame(b"C", msgspec.msgpack.encode({callback: call}))
+
+
+def end_frame(called: dict[str, int]) -> bytes:
+    """Return the end of a run, and how often each callback was called, as a frame."""
+    return _frame(b"Z", msgspec.msgpack.encode(called))
+
+
+# Locks belong to the process (``lockf``), not to the open file (``flock``): the workers of a
+# killed parent would hold the latter on. They do not part threads, so this set does.
+_held: set[str] = set()
+_guard = threading.Lock()
+
+
+class Found(NamedTuple):
+    """What there is of a fit."""
+
+    journal: Journal | None
+    busy: bool
+    """Whether there is one, but another process or thread is writing to it."""
+
+
+NONE = Found(None, busy=False)
+
+
+class Shelf:
+    """The journals of a store: a folder for each fit whatever its options, a file for each run.
+
+    Parameters
+    ----------
+    folder : path
+        Made when the first journal is.
+    budget : int
+        Bytes that all journals together may have.
+    ttl : float or None
+        Seconds after which a journal nobody wrote to is forgotten.
+    """
+
+    def __init__(self, folder: Path, *, budget: int, ttl: float | None) -> None:
+        self.folder = folder
+        self.budget = budget
+        self.ttl = ttl
+
+    def find(self, fit: Fingerprint, key: Fingerprint) -> Found:
+        """Open the journal to go on with: of the same options if there is one, else the longest.
+
+        Parameters
+        ----------
+        fit : Fingerprint
+            The key at `Level.JOURNAL`.
+        key : Fingerprint
+            The fit's own key.
+
+        Returns
+        -------
+        Found
+            The journal locked. One that is damaged is deleted.
+        """
+        names = self._names(fit, key)
+        for name in names:
+            journal = self._load(fit, name)
+            if journal is not None:
+                return Found(journal, busy=False)
+        return Found(None, busy=bool(names) and bool(self._names(fit, key)))
+
+    def others(self, fit: Fingerprint, key: Fingerprint) -> Iterator[Journal]:
+        """Open the journals of a fit one after the other, those in use left out.
+
+        Whoever asks for the next closes the last.
+        """
+        for name in self._names(fit, key):
+            journal = self._load(fit, name)
+            if journal is not None:
+                yield journal
+
+    def _names(self, fit: Fingerprint, key: Fingerprint) -> list[str]:
+        folder = self.folder / str(fit)
+        mine = _prefix(key)
+        names = [path.name for path in _listed(folder) if path.suffix == ".journal"]
+        names.sort(key=lambda name: (name.startswith(mine), _size(folder / name)), reverse=True)
+        return names
+
+    def _load(self, fit: Fingerprint, name: str) -> Journal | None:
+        """Open and read one; None if it is in use, or was damaged and has been deleted."""
+        journal = self._open(self.folder / str(fit) / name, os.O_RDWR)
+        if journal is not None:
+            try:
+                journal.load()
+            except RecordError:
+                journal.close(delete=True)
+                return None
+        return journal
+
+    def create(self, fit: Fingerprint, key: Fingerprint, run: str, first: bytes) -> Journal:
+        """Make a journal that begins with `first`."""
+        path = self.folder / str(fit) / _file_name(key, run)
+        journal = None
+        for _ in range(_ATTEMPTS):  # a sweep may take the empty folder away in between
+            with contextlib.suppress(FileExistsError):
+                path.parent.mkdir(mode=0o700, parents=True)
+            journal = self._open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            if journal is not None:
+                break
+        else:
+            raise OSError(errno.EEXIST, "the journal of this run exists", str(path))
+        try:
+            journal.write(first)
+        except OSError:
+            journal.close(delete=True)
+            raise
+        return journal
+
+    def _open(self, path: Path, flags: int) -> Journal | None:
+        name = str(path)
+        with _guard:
+            if name in _held:
+                return None
+            _held.add(name)
+        descriptor = -1
+        try:
+            descriptor = os.open(path, flags | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if descriptor >= 0:
+                os.close(descriptor)
+            _held.discard(name)
+            if error.errno in {errno.EACCES, errno.EAGAIN, errno.ENOENT, errno.EEXIST}:
+                return None
+            raise
+        return Journal(path, descriptor)
+
+    def paths(self) -> list[Path]:
+        """Return all journals, whoever holds them."""
+        paths = [path for folder in _listed(self.folder) for path in _listed(folder)]
+        return sorted(path for path in paths if path.suffix == ".journal")
+
+    def usage(self) -> tuple[int, int]:
+        """Return how many journals there are and their bytes."""
+        sizes = [size for _, size, _ in self._census()]
+        return len(sizes), sum(sizes)
+
+    def _census(self) -> list[tuple[float, int, Path]]:
+        found = []
+        for path in self.paths():
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                found.append((status.st_mtime, status.st_size, path))
+        return sorted(found)
+
+    def sweep(self, now: float | None = None) -> int:
+        """Delete what is too old, then the oldest until the budget is kept; returns how many."""
+        now = time.time() if now is None else now
+        census = self._census()
+        excess = sum(size for _, size, _ in census) - self.budget
+        gone = 0
+        for written, size, path in census:
+            if excess <= 0 and (self.ttl is None or written >= now - self.ttl):
+                break
+            if self._delete(path):
+                gone += 1
+                excess -= size
+        return gone
+
+    def forget(self, key: Fingerprint, *, but: Path | None = None) -> int:
+        """Delete the journals of one fit that nobody is writing, all or but one."""
+        mine = _prefix(key)
+        folders = _listed(self.folder) if but is None else [but.parent]
+        paths = [path for folder in folders for path in _listed(folder)]
+        mine_too = [path for path in paths if path.name.startswith(f"{mine}-") and path != but]
+        return sum(map(self._delete, mine_too))
+
+    def _delete(self, path: Path) -> bool:
+        try:
+            journal = self._open(path, os.O_RDWR)
+        except OSError:
+            return False
+        if journal is None:
+            return False  # somebody is writing to it
+        journal.close(delete=True)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
+        return True
+
+
+def _listed(folder: Path) -> list[Path]:
+    """Return what is in a folder; nothing for one that is not there, or no more.
+
+    Others make and delete them meanwhile, at which ``Path.glob`` breaks off (Python 3.11).
+    """
+    try:
+        return [folder / name for name in os.listdir(folder)]  # noqa: PTH208 (faster by far)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _prefix(key: Fingerprint) -> str:
+    return str(key)[:16]
+
+
+def _file_name(key: Fingerprint, run: str) -> str:
+    return f"{_prefix(key)}-{run}.journal"
