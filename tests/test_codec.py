@@ -693,7 +693,7 @@ HOSTILE_TREES = {
     "an ext": msgspec.msgpack.Ext(5, b"x"),
     "a map inside": [0, {"a": 1}],
     "no tag": [],
-    "unknown tag": [19],
+    "unknown tag": [20],
     "negative tag": [-1],
     "huge tag": [2**63],
     "tag True": [True],

@@ -276,7 +276,7 @@ GOLDEN = {
     "structured": (np.array([(1, 2.5)], dtype=[("n", "<i4"), ("x", "<f8")]), "a88b40d7335ce4f1bae9478b0dea2ba9"),
     "masked": (np.ma.masked_array([1.0, 2.0], mask=[False, True]), "b9852bb7da479e0f9ba76ea068a545da"),
     "objects": (np.array([1, "a", None], dtype=object), "11c7bafbeaa93f2326b60618565e37e7"),
-    "generator": (np.random.Generator(np.random.PCG64(1)), "36024d11f6cc266e165f33c5ccef5763"),
+    "generator": (np.random.Generator(np.random.PCG64(1)), "a28f9e632a828da304394743aa5d5d0e"),
     "bounds": (scipy.optimize.Bounds([0.0], [1.0]), "9e251bc9a9e0f963ed4e1c02f5d13406"),
     "date": (datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC), "813f21fe080eeb56472ca3ee1408a90a"),
 }  # fmt: skip

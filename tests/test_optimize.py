@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import warnings
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -189,8 +190,12 @@ class TestTransparency:
     @pytest.mark.parametrize("name", SURFACES)
     def test_signatures_are_scipys_plus_warm(self, name):
         """Each wrapped function has scipy's signature and one keyword-only `warm` more."""
-        plain = inspect.signature(getattr(scipy.optimize, name)).parameters
-        wrapped = dict(inspect.signature(getattr(optimize, name)).parameters)
+        try:
+            plain = inspect.signature(attrgetter(name)(scipy.optimize)).parameters
+        except ValueError:  # compiled, in scipy before 1.18
+            assert name == "linear_sum_assignment"
+            return
+        wrapped = dict(inspect.signature(attrgetter(name)(optimize)).parameters)
         warm = wrapped.pop("warm")
         assert (warm.kind, warm.default) == (warm.KEYWORD_ONLY, None)
         assert {n: (p.kind, repr(p.default)) for n, p in wrapped.items()} == {
@@ -515,10 +520,10 @@ if __name__ == "__main__":
 
 
 class TestResume:
-    """A fit that was killed goes on from its best point."""
+    """A fit that was killed goes on: by its journal, or else from its best point."""
 
     def test_a_killed_fit_resumes(self, tmp_path):
-        """SIGKILL in the middle; the next run starts from the checkpoint, says so, and ends right."""
+        """SIGKILL in the middle; the next run goes on by the journal, says so, and ends right."""
         script = tmp_path / "slow.py"
         script.write_text(SLOW)
         place = tmp_path / "store"
@@ -538,7 +543,7 @@ class TestResume:
         assert found.kind is EntryKind.CHECKPOINT
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         source, evaluations, saved, *x = done.stdout.split()
-        assert source == "checkpoint"
+        assert source == "journal"
         assert int(evaluations) > 0
         assert int(saved) > 0
         np.testing.assert_allclose([float(v) for v in x], 1.0, atol=1e-4)
@@ -693,6 +698,59 @@ class TestPatch:
         with pytest.raises(ArgumentError, match="no option"):
             patch(stor=1)
 
+    @pytest.mark.parametrize("name", SURFACES)
+    def test_every_function_is_redirected_wherever_it_is(self, store, name):
+        """In scipy.optimize, in the module that defines it, and undone without a trace."""
+        public = attrgetter(name)(scipy.optimize)
+        home = sys.modules[public.__module__]
+        last = name.rpartition(".")[2]
+        before = {module: dict(vars(module)) for module in (scipy.optimize, home)}
+        with patch(store=store):
+            redirected = attrgetter(name)(scipy.optimize)
+            assert redirected is not public
+            assert vars(home)[last] is redirected
+            assert redirected.__name__ == last
+            assert redirected.__wrapped__ is public
+            late = type(sys)("imported_late")
+            late.function = redirected
+            sys.modules["imported_late"] = late
+        assert sys.modules.pop("imported_late").function is public
+        assert {module: dict(vars(module)) for module in before} == before
+
+    def test_curve_fit_lives_in_two_modules(self, store):
+        """The private module's name is redirected too; both remember the same fit."""
+        from scipy.optimize import _minpack_py
+
+        with patch(store=store) as patched:
+            _minpack_py.curve_fit(curve, X, Y, p0=[1.0, 1.0, 0.0])
+            scipy.optimize.curve_fit(curve, X, Y, p0=[1.0, 1.0, 0.0])
+        assert [fit.source for fit in patched.fits] == ["cold", "final"]
+
+    def test_scipys_own_search_for_roots_is_left_alone(self, store):
+        """scipy.stats asks for roots by the thousand; a caller's own root is remembered."""
+        import scipy.stats
+
+        class Odd(scipy.stats.rv_continuous):
+            def _cdf(self, x):
+                return x**3
+
+        with patch(store=store, journal=True) as patched:
+            assert Odd(a=0.0, b=1.0).ppf(0.125) == pytest.approx(0.5)
+            assert patched.fits == []
+            assert scipy.optimize.brentq(lambda x: x - 0.5, 0.0, 1.0) == 0.5
+        assert [fit.source for fit in patched.fits] == ["cold"]
+
+    def test_nested_calls_are_one_fit(self, store):
+        """What basinhopping, or an objective, minimizes inside is part of the outer fit."""
+
+        def inner(x):
+            return scipy.optimize.minimize_scalar(lambda t: (t - x[0]) ** 2 + x[1] ** 2).fun
+
+        with patch(store=store, journal=True) as patched:
+            scipy.optimize.basinhopping(objective, [1.0, 1.0, 0.0], niter=2, rng=1)
+            scipy.optimize.minimize(inner, [1.0, 1.0], method="Nelder-Mead")
+        assert [fit.source for fit in patched.fits] == ["cold", "cold"]
+
     def test_reports_of_all_threads_are_gathered(self, store):
         """Fits of other threads are counted too."""
         with patch(store=store) as patched:
@@ -702,6 +760,68 @@ class TestPatch:
             thread.start()
             thread.join()
         assert [fit.source for fit in patched.fits] == ["cold"]
+
+
+class TestArrays:
+    """Functions without a function of the user's: hits alone, from a size where they pay."""
+
+    def calls(self):
+        rng = np.random.default_rng(0)
+        tall, right = rng.normal(size=(300, 150)), rng.normal(size=300)
+        square = rng.random((250, 250))
+        return {
+            "linprog": ((-np.ones(8),), {"A_ub": rng.random((8, 8)), "b_ub": np.ones(8)}),
+            "milp": (
+                (-np.ones(5),),
+                {
+                    "integrality": np.ones(5),
+                    "constraints": scipy.optimize.LinearConstraint(rng.random((5, 5)), ub=2.0),
+                },
+            ),
+            "lsq_linear": ((tall, right), {"bounds": (-1, 1)}),
+            "nnls": ((tall, right), {}),
+            "quadratic_assignment": ((square[:30, :30], square[30:60, :30]), {}),
+            "linear_sum_assignment": ((square,), {"maximize": True}),
+            "isotonic_regression": ((np.cumsum(rng.normal(size=100_000)),), {}),
+        }
+
+    @pytest.mark.parametrize("name", [n for n, surface in SURFACES.items() if not surface.function])
+    def test_hits(self, store, name):
+        """The second call returns what the first did, in every field; other data are a miss."""
+        args, options = self.calls()[name]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            plain = getattr(scipy.optimize, name)(*args, **options)
+        with warnings.catch_warnings(), using(store=store) as fits:
+            warnings.simplefilter("ignore", FutureWarning)  # of quadratic_assignment's generator
+            results = [getattr(optimize, name)(*args, **options) for _ in range(2)]
+            getattr(optimize, name)(*[2.0 * item for item in args], **options)
+        assert [fit.source for fit in fits] == ["cold", "final", "cold"]
+        assert fits[0].evaluations == fits[1].evaluations == 0
+        for result in results:
+            same(plain, result)
+
+    def test_ragged_constraints(self, store):
+        """A matrix beside its bounds is no array; what scipy refuses it refuses here too."""
+        a, c = np.random.default_rng(0).random((4, 7)), -np.ones(7)
+        given = {"constraints": (a, -np.inf, np.ones(4)), "bounds": (0, 1), "integrality": 1}
+        plain = scipy.optimize.milp(c, **given)
+        with using(store=store) as fits:
+            for _ in range(2):
+                same(plain, optimize.milp(c, **given))
+            with pytest.raises(ValueError, match="constraints"):
+                optimize.milp(c, constraints=(a, [1, 2]))
+        assert [fit.source for fit in fits] == ["cold", "final"]
+
+    def test_small_and_random_ones_are_scipys(self, store):
+        """Below the size where a hit pays, or with a generator in `options`: not looked up."""
+        with using(store=store) as fits:
+            optimize.nnls(np.eye(3), np.ones(3))
+            optimize.linear_sum_assignment(np.eye(3))
+            square = np.random.default_rng(0).random((30, 30))
+            rng = np.random.default_rng(1)
+            optimize.quadratic_assignment(square, square, "2opt", options={"rng": rng})
+        assert fits == []
 
 
 LIBRARIES = {
