@@ -222,8 +222,8 @@ class TestStopping:
                 assert child.poll() is None
                 time.sleep(0.01)
             child.terminate()
-            child.communicate()
-            assert child.returncode == 143
+            said = child.communicate()
+            assert child.returncode == 143, said
         done = subprocess.run([*command, str(script)], capture_output=True, text=True, check=True)
         assert done.stdout == "begun\n150 journal True\n"
 

@@ -382,8 +382,7 @@ class _Run:
         try:
             with session, overhear() as heard:
                 try:
-                    args, kwargs = self._prepare(recorder, journal)
-                    result = surface.scipy(*args, **kwargs)
+                    result = self._solve(self._prepare(recorder, journal))
                 except Changed as error:
                     recorder.set_aside()
                     if call.options.strict:
@@ -409,10 +408,20 @@ class _Run:
         self._rewind()
         return self._partial(recorder, f"{partial}: the best point so far")
 
-    def _prepare(
-        self, recorder: Recorder, journal: Journal | None
-    ) -> tuple[list[Any], dict[str, Any]]:
-        """Return the call with every function of the user's under watch."""
+    def _solve(self, changes: dict[str, Any]) -> Any:
+        """Call scipy with some arguments replaced."""
+        call = self._call
+        args, kwargs = call.surface.substitute(call.args, call.kwargs, changes)
+        try:
+            return call.surface.scipy(*args, **kwargs)
+        except SystemError as error:
+            # How scipy's direct (before 1.17) passes on what a function raised.
+            if isinstance(error.__cause__, (Changed, Stopped, KeyboardInterrupt)):
+                raise error.__cause__ from None
+            raise
+
+    def _prepare(self, recorder: Recorder, journal: Journal | None) -> dict[str, Any]:
+        """Return the arguments to replace: every function of the user's is under watch."""
         call = self._call
         if journal is not None:
             recorder.adopt(journal)
@@ -428,7 +437,7 @@ class _Run:
             )
             changes.update(wrapped)
         recorder.begin()
-        return call.surface.substitute(call.args, call.kwargs, changes)
+        return changes
 
     def _rewind(self) -> None:
         """Leave generators as they were found, so that the same call goes on with this fit."""
