@@ -15,6 +15,7 @@ from warmstart.errors import (
     CodecError,
     FingerprintError,
     KeyLookupError,
+    NearError,
     RecordError,
     ReplayError,
     StoreError,
@@ -36,7 +37,7 @@ from warmstart.rows import RunInfo
 from warmstart.session import LoadedEntry, LoadSource, Session
 from warmstart.store import Store
 from warmstart.upkeep import StoreStats, VerifyReport
-from warmstart.warm import FitReport, Warm, using
+from warmstart.warm import FitReport, Near, Warm, using
 
 __version__ = "0.1.0"
 
@@ -57,6 +58,8 @@ __all__ = [
     "Level",
     "LoadSource",
     "LoadedEntry",
+    "Near",
+    "NearError",
     "RecordError",
     "ReplayError",
     "RunInfo",

@@ -8,6 +8,7 @@ __all__ = [
     "CodecError",
     "FingerprintError",
     "KeyLookupError",
+    "NearError",
     "RecordError",
     "RecordVersionError",
     "ReplayError",
@@ -69,6 +70,10 @@ class RecordError(WarmstartError, ValueError):
 
 class RecordVersionError(RecordError):
     """A record is of a newer format than this version reads; it is left alone, never swept."""
+
+
+class NearError(WarmstartError, LookupError):
+    """A near start was required, and none was found."""
 
 
 class ReplayError(WarmstartError, RuntimeError):

@@ -12,7 +12,7 @@ import platform
 import re
 import reprlib
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import msgspec
@@ -206,7 +206,7 @@ _LEVEL_PARTS = {
     Level.FAMILY: ("model",),
 }
 _LEVEL_SETTINGS = {
-    Level.JOURNAL: ("bounds", "method", "rng", "x0"),
+    Level.JOURNAL: ("bounds", "method", "near", "rng", "x0"),
     Level.PROBLEM: ("bounds",),
 }
 
@@ -349,6 +349,17 @@ class FitSpec:
         values.append(value)
         frames.append(frame)
 
+    def data_values(self) -> Iterator[tuple[str, Any]]:
+        """Yield the arguments that are the data, and the arrays that the callables hold."""
+        yield from self._values["data"].items()
+        for name, (values, _) in self._captured.items():
+            for number, value in enumerate(values):
+                yield f"{name}[{number}]", value
+
+    def hyper_values(self) -> dict[str, Any]:
+        """Return the hyperparameters."""
+        return dict(self._values["hyper"])
+
     def part(self, name: str) -> Fingerprint:
         """Return the digest of one part: model, data, hyper or settings."""
         if name not in _PARTS:
@@ -363,6 +374,13 @@ class FitSpec:
             shared = {name: settings[name] for name in _LEVEL_SETTINGS[level] if name in settings}
             streams.append(_stream("settings", shared))
         return Fingerprint(blake3(b"".join(streams)).digest())
+
+    def key_without(self, setting: str) -> Fingerprint:
+        """Return the key of the same fit without one of its settings."""
+        frames = {name: f for name, f in self._frames["settings"].items() if name != setting}
+        streams = [self._streams[part] for part in _PARTS if part != "settings"]
+        exact = [text_frame(Level.EXACT.value), *streams, _stream("settings", frames)]
+        return Fingerprint(blake3(b"".join(exact)).digest())
 
     def summary(self) -> SpecSummary:
         """Return the digests and short descriptions of all named arguments."""

@@ -94,6 +94,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
         The state of the generator that the run draws from (a payload).
     track : bytes or None
         The states of the generators that the user's functions draw from (a payload).
+    plan : bytes or None
+        Where a near fit begins, and with which curvature (a `Plan`).
     """
 
     surface: str
@@ -103,6 +105,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     chosen: bool = False
     random: bytes | None = None
     track: bytes | None = None
+    plan: bytes | None = None
 
 
 class Life(msgspec.Struct, frozen=True, kw_only=True):

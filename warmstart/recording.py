@@ -678,6 +678,12 @@ class Recorder:
         """Calls of the user's functions, for real, in this process; up to the last `settle`."""
         return self.evaluations + self.probes + self.opaque
 
+    def counted(self) -> int:
+        """Return `total` as it is now."""
+        with self._lock:
+            self._absorb()
+            return self.total
+
     @property
     def answered(self) -> int:
         """Calls that the journal answered."""

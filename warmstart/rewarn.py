@@ -11,27 +11,28 @@ import builtins
 import contextlib
 import os
 import threading
+import types
 import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
+import scipy
 import scipy.optimize
 
 __all__ = ["overhear", "rewarn"]
 
 _MAX = 20
-_log: ContextVar[list[tuple[str, str]] | None] = ContextVar("log", default=None)
+_log: ContextVar[tuple[list[tuple[str, str]], str] | None] = ContextVar("log", default=None)
 _lock = threading.Lock()
 _listeners = 0
 _shown: Any = None
-_SCIPY = os.path.dirname(os.path.dirname(scipy.optimize.__file__))  # noqa: PTH120
 _HERE = os.path.dirname(__file__)  # noqa: PTH120
 
 
 @contextlib.contextmanager
-def overhear() -> Iterator[list[tuple[str, str]]]:
-    """Yield a list that gathers the (category, text) of what scipy warns in this context."""
+def overhear(library: types.ModuleType = scipy) -> Iterator[list[tuple[str, str]]]:
+    """Yield a list that gathers the (category, text) of what a library warns in this context."""
     global _listeners, _shown  # noqa: PLW0603 (the hook itself is one a process)
     heard: list[tuple[str, str]] = []
     with _lock:
@@ -39,7 +40,7 @@ def overhear() -> Iterator[list[tuple[str, str]]]:
             _shown = warnings.showwarning
             warnings.showwarning = _tell
         _listeners += 1
-    token = _log.set(heard)
+    token = _log.set((heard, os.path.dirname(str(library.__file__))))  # noqa: PTH120
     try:
         yield heard
     finally:
@@ -53,15 +54,20 @@ def overhear() -> Iterator[list[tuple[str, str]]]:
 
 
 def _tell(message: Any, category: type[Warning], filename: str, *rest: Any, **named: Any) -> None:
-    heard = _log.get()
-    if heard is not None and len(heard) < _MAX and filename.startswith((_SCIPY, _HERE)):
-        heard.append((category.__name__, str(message)))
+    listener = _log.get()
+    if listener is not None:
+        heard, library = listener
+        if len(heard) < _MAX and filename.startswith((library, _HERE)):
+            heard.append((category.__name__, str(message)))
     _shown(message, category, filename, *rest, **named)
 
 
-def rewarn(heard: Any, *, stacklevel: int) -> None:
-    """Give recorded warnings again, as if from the caller `stacklevel` frames up."""
+def rewarn(heard: Any, *, stacklevel: int, among: types.ModuleType = scipy.optimize) -> None:
+    """Give recorded warnings again, as if from the caller `stacklevel` frames up.
+
+    Their categories are Python's, or stand in the module `among`.
+    """
     for name, text in heard:
-        category = getattr(builtins, name, None) or getattr(scipy.optimize, name, None)
+        category = getattr(builtins, name, None) or getattr(among, name, None)
         if isinstance(category, type) and issubclass(category, Warning):
             warnings.warn(text, category, stacklevel=stacklevel + 1)

@@ -7,7 +7,7 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -267,6 +267,7 @@ class Session:
         iteration: int | None = None,
         *,
         nfev: int | None = None,
+        rows: Mapping[bytes, bytes] | None = None,
     ) -> bool:
         """Keep the result; from now on the same fit returns it.
 
@@ -278,6 +279,8 @@ class Session:
             The objective at the result.
         iteration, nfev : int, optional
             Iterations and evaluations that it took.
+        rows : mapping of bytes to bytes, optional
+            Rows of an index by which it is found, written with it.
 
         Returns
         -------
@@ -287,7 +290,7 @@ class Session:
         """
         with self._lock:
             value = _number(objective)
-            written = self._write(EntryKind.FINAL, payload, value, iteration, nfev)
+            written = self._write(EntryKind.FINAL, payload, value, iteration, nfev, rows=rows)
             self._final = self._final or written
             return written
 
@@ -298,6 +301,8 @@ class Session:
         objective: float | None,
         iteration: int | None,
         nfev: int | None,
+        *,
+        rows: Mapping[bytes, bytes] | None = None,
     ) -> bool:
         entry = Entry(
             key=self.key,
@@ -318,7 +323,7 @@ class Session:
         summary = self.spec.summary() if first and self.spec else None
         record, self.dropped = encode_record(entry)
         written = self.store.attempt(
-            lambda: self.store.write(entry, record, summary=summary, info=info),
+            lambda: self.store.write(entry, record, summary=summary, info=info, rows=rows),
             otherwise=False,
             writes=True,
         )

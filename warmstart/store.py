@@ -38,6 +38,7 @@ from warmstart.errors import (
 )
 from warmstart.fingerprint import Difference, Fingerprint, FitSpec, SpecSummary, environment
 from warmstart.journal import Shelf
+from warmstart.nearby import forget
 from warmstart.record import HEAD_SIZE, Entry, EntryKind, encode_record, producer_tag
 from warmstart.rows import (
     BEST,
@@ -199,6 +200,10 @@ class Store:
         }
         return _rebuild, (self.address, options)
 
+    def __deepcopy__(self, _memo: Any) -> Store:
+        # The place is not copied with what refers to it: clones of an estimator share theirs.
+        return self
+
     def __repr__(self) -> str:
         return f"Store({self.address!r}{', read_only=True' if self.read_only else ''})"
 
@@ -279,14 +284,15 @@ class Store:
         *,
         summary: SpecSummary | None = None,
         info: RunInfo | None = None,
+        rows: Mapping[bytes, bytes] | None = None,
         durability: Durability = Durability.PROCESS,
     ) -> bool:
-        """Do what `put` does, with an entry that is encoded already."""
+        """Do what `put` does, with an entry that is encoded already, and rows of an index."""
         if len(record) > self.entry_budget:
             self._count("refused")
             return False
         prefix = entry_row(entry.key, entry.run)
-        extra: dict[bytes, bytes] = {}
+        extra = dict(rows or {})
         if summary is not None:
             extra[summary_row(entry.key.digest)] = small(summary)
         if info is not None:
@@ -537,6 +543,7 @@ class Store:
         runs = {info_row(row[33:49].hex()) for row in rows}
         own = [summary_row(digest), pin_row(digest), stamp_row(digest)]
         self.backend.apply(Batch(deletes=[*rows, *runs, *own]))
+        forget(self.backend, digest)
         if self.journals is not None:
             self.journals.forget(key)
         with self._lock:

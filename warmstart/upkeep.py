@@ -9,6 +9,7 @@ import struct
 from collections import Counter
 from dataclasses import dataclass, field
 
+from warmstart import ledger, nearby
 from warmstart.backends import Backend, Batch, Item
 from warmstart.errors import RecordError, RecordVersionError
 from warmstart.record import EntryKind, unseal
@@ -206,7 +207,9 @@ def _delete_orphans(backend: Backend, now: float) -> None:
         for item in pages(backend, info_row(""), head=1)
         if item.key[1:] not in runs and now - _started(item.key[1:]) > _ORPHAN_AGE
     ]
-    for item in orphans:
+    for item in orphans + nearby.orphans(backend, keys):
+        _delete_if_unmoved(backend, item)
+    for item in ledger.orphans(backend):
         _delete_if_unmoved(backend, item)
 
 

@@ -17,7 +17,17 @@ from warmstart.errors import ArgumentError
 from warmstart.randomness import check_tracked
 from warmstart.store import Store, positive
 
-__all__ = ["FitReport", "Warm", "listen", "merge", "options_of", "store_of", "tell", "using"]
+__all__ = [
+    "FitReport",
+    "Near",
+    "Warm",
+    "listen",
+    "merge",
+    "options_of",
+    "store_of",
+    "tell",
+    "using",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +79,15 @@ class Warm:
         point so far; the next call goes on. It ends with an evaluation, so it needs one.
     on_interrupt : {"raise", "return"}
         What Ctrl-C does: raise KeyboardInterrupt, or end the fit as `time_limit` does.
+    near : bool
+        Start a fit that was never done from what near fits have left: folds, replicates,
+        windows, other hyperparameters. It may change which minimum a problem with several ends
+        in, and the last digits of any: see "Near starts" in the README.
+    challenge : int
+        Every so many near fits of a family one is run cold as well, and the better result
+        returned; 0 for never. After a better one was found, all are, until they agree.
+    required : bool
+        Raise `NearError` if a near start was asked for, and none was found.
     progress : bool
         Show evaluations, best objective and rate on standard error.
     interval : float
@@ -91,6 +110,9 @@ class Warm:
     callbacks: str = "run"
     time_limit: float | None = None
     on_interrupt: str = "raise"
+    near: bool = False
+    challenge: int = 50
+    required: bool = False
     progress: bool = False
     interval: float = 2.0
 
@@ -107,7 +129,7 @@ class Warm:
             if not isinstance(given, str) or given not in words:
                 choice = " or ".join(f'"{word}"' for word in words)
                 raise ArgumentError(f"{name} is {choice}, not {given!r:.60}")
-        for name in ("enabled", "refit", "resume", "strict", "dedup", "progress"):
+        for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise ArgumentError(f"{name} is True or False, not {getattr(self, name)!r:.60}")
         if self.journal is not None and not isinstance(self.journal, bool):
@@ -119,11 +141,15 @@ class Warm:
                 f"time_limit is a number of seconds or None, not {self.time_limit!r:.60}"
             )
         positive("journal_budget", self.journal_budget)
+        number = self.challenge
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise ArgumentError(f"challenge is a number of fits from 0 up, not {number!r:.60}")
         object.__setattr__(self, "track", check_tracked(self.track))
         if self.store is not None and not isinstance(self.store, Store):
             object.__setattr__(self, "store", _store_at(self.store))
 
 
+_SWITCHES = ("enabled", "refit", "resume", "strict", "dedup", "near", "required", "progress")
 _WORDS = {"callbacks": ("run", "skip"), "on_interrupt": ("raise", "return")}
 
 
@@ -132,14 +158,50 @@ def _is_seconds(value: Any) -> bool:
     return number and 0 <= value < float("inf")
 
 
+class Near(msgspec.Struct, frozen=True, kw_only=True):
+    """A near start: ``result.warm.near``.
+
+    Parameters
+    ----------
+    level : str
+        What the near fit shares: ``"problem"`` (all but the settings), ``"sibling-data"``,
+        ``"sibling-hyper"`` or ``"family"`` (the model alone).
+    shared : float
+        The part of all rows of data that both have, 0 to 1.
+    distance : float
+        Of the hyperparameters: the norm of the differences of their logarithms.
+    predictor : str
+        What made the start of it.
+    curvature : bool
+        Whether the near fit's curvature came with it.
+    candidates : int
+        Near fits that were found.
+    used : bool
+        Whether the start was kept to the end. If not, the fit went on from the better one of
+        the caller's own start and what had been reached.
+    challenged : bool
+        Whether a cold fit was run as well, to see that it finds no better minimum.
+    """
+
+    level: str
+    shared: float
+    distance: float
+    predictor: str
+    curvature: bool
+    candidates: int
+    used: bool
+    challenged: bool = False
+
+
 class FitReport(msgspec.Struct, frozen=True, kw_only=True):
     """What happened: ``result.warm``.
 
     Parameters
     ----------
-    source : {"final", "journal", "checkpoint", "cold", "off"}
+    source : {"final", "journal", "checkpoint", "near", "cold", "off"}
         Where the result came from: returned from the store, run on exactly from a journal, run
-        on from a checkpoint, run from the caller's own start, or run by scipy alone.
+        on from a checkpoint, started from a near fit, run from the caller's own start, or run
+        by scipy alone.
     key : str or None
         The fit's key in the store, 64 hexadecimal digits.
     run : str or None
@@ -149,7 +211,8 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
     evaluations : int
         Calls of the user's functions in this call.
     evaluations_saved : int
-        Calls that an earlier run made and this one did not have to.
+        Calls that an earlier run made and this one did not have to; after a near start, those
+        that cold fits of the family took more on the average.
     seconds_saved : float
         Seconds that those took.
     replay : {None, "exact", "tolerant", "partial"}
@@ -160,6 +223,8 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
         What the replay took.
     probes : int
         Recorded evaluations that were done again to compare, counted in `evaluations`.
+    near : Near or None
+        The start that a near fit gave.
     why : str or None
         Why nothing was remembered or found, when that is not plain.
     dropped : tuple of str
@@ -176,6 +241,7 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
     replay: str | None = None
     replay_seconds: float = 0.0
     probes: int = 0
+    near: Near | None = None
     why: str | None = None
     dropped: tuple[str, ...] = ()
 
@@ -184,6 +250,8 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
         saved = f", {self.evaluations_saved} saved" if self.evaluations_saved else ""
         why = f" ({self.why})" if self.why else ""
         replay = f", {self.replay} replay of {self.replay_seconds:.2g} s" if self.replay else ""
+        if self.near is not None:
+            key += f" by {self.near.predictor} from {self.near.level}"
         return f"{self.source}{key}: {self.evaluations} evaluations{saved}{replay}{why}"
 
 

@@ -8,24 +8,35 @@ import time
 import types
 import warnings
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from scipy.optimize import OptimizeResult
 
+from warmstart import ledger
 from warmstart.codec import RichResult
-from warmstart.errors import CodecError, FingerprintError, ReplayError, WarmstartWarning
+from warmstart.errors import (
+    CodecError,
+    FingerprintError,
+    NearError,
+    ReplayError,
+    WarmstartWarning,
+)
 from warmstart.fingerprint import FitSpec, Level, code_fingerprint, environment
+from warmstart.following import Follower
 from warmstart.journal import NONE, Found, Header, Journal, dumps, loads
+from warmstart.nearby import Place, index
 from warmstart.randomness import Dice, restore, states
 from warmstart.recent import Recent, signature
 from warmstart.record import Entry, EntryKind, Start
 from warmstart.recording import Changed, Recorder, Stopped, current
 from warmstart.rewarn import overhear, rewarn
 from warmstart.session import LoadedEntry, LoadSource, Session
+from warmstart.starts import Plan, place_for, propose
 from warmstart.surfaces import Surface
-from warmstart.warm import FitReport, Warm, options_of, store_of, tell
+from warmstart.warm import FitReport, Near, Warm, options_of, store_of, tell
 
 __all__ = ["remembered"]
 
@@ -130,6 +141,11 @@ def _fit(call: _Call) -> Any:
         entry = None
         if not options.refit:
             entry = store.attempt(lambda: store.best(key, producer=producer), None)
+            if entry is None and options.near and spec is not None:
+                cold = spec.key_without("near")
+                entry = store.attempt(lambda: store.best(cold, producer=producer), None)
+                if entry is not None and entry.kind is not EntryKind.FINAL:
+                    entry = None
         if entry is not None and _is_answer(call, entry):
             return _answer(call, entry)
         if spec is None:
@@ -169,6 +185,8 @@ def _identify(call: _Call) -> tuple[FitSpec, str]:
             producer += " code unknown"
     if options.data is not None:
         data["warm"] = options.data
+    if options.near:
+        settings["near"] = True  # what began near is no answer to who did not ask for it
     return FitSpec(model=model, data=data, hyper=options.hyper, settings=settings), producer
 
 
@@ -176,7 +194,11 @@ def _signature(call: _Call) -> tuple[Any, ...] | None:
     """Return what the call was given, where that alone makes its key."""
     options = call.options
     named = options.model is not None or options.data is not None or options.hyper is not None
-    return None if named or call.surface.random else signature(call.surface.name, call.bound)
+    return (
+        None
+        if named or options.near or call.surface.random
+        else signature(call.surface.name, call.bound)
+    )
 
 
 _recent = Recent()
@@ -229,6 +251,10 @@ class _Run:
         self._dice0 = self._dice.state() if self._dice is not None else None
         self._beginning = _COLD
         self._busy = False
+        self._plan: Plan | None = None
+        self._place: Place | None = None
+        self._follower: Follower | None = None
+        self._saved = 0
 
     def go(self) -> Any:
         """Replay what is recorded, run the rest, and return what scipy returns."""
@@ -243,6 +269,8 @@ class _Run:
                 journal = None
         if journal is None:
             self._beginning = self._from_entry()
+            if self._call.options.near and self._beginning.source == "cold":
+                self._beginning = self._from_near()
         try:
             return self._run(journal)
         except _Anew as anew:
@@ -253,7 +281,7 @@ class _Run:
                 WarmstartWarning,
                 stacklevel=4,
             )
-            self._beginning = self._from_best(anew.best, str(anew))
+            self._beginning, self._plan = self._from_best(anew.best, str(anew)), None
             self._session.start = Start()
             self._rewind()
         return self._run(None)
@@ -283,6 +311,8 @@ class _Run:
         if self._call.options.track and header.track is not None:
             self._track0 = loads(header.track)
             restore(self._call.options.track, self._track0)
+        if header.plan is not None:
+            self._plan = msgspec.msgpack.decode(header.plan, type=Plan)
         payload = self._entry.payload if self._entry is not None else None
         seconds = payload.get("seconds", 0.0) if isinstance(payload, dict) else 0.0
         self._session.start = Start(source="journal", run=journal.lives[-1].run)
@@ -304,6 +334,34 @@ class _Run:
             return _COLD._replace(why="a checkpoint is there, but no start can be given")
         payload = entry.payload if isinstance(entry.payload, dict) else {}
         return self._from_payload(payload, entry)
+
+    def _from_near(self) -> _Beginning:
+        """Begin at what near fits have left, if there are any."""
+        surface, store = self._call.surface, self._store
+
+        def find() -> tuple[Plan | None, str]:
+            try:
+                place = self._place = place_for(surface, self._spec)
+                plan, why = propose(store, surface, place, self._call.bound)
+            except _NO_START as error:  # of arguments that scipy may still make sense of
+                return None, f"no start could be predicted: {error}"
+            if plan is not None:
+                known = ledger.load(store.backend, place.family)
+                if known.loses(plan.way):
+                    return None, f"starts by {plan.predictor} have not paid in this family"
+                due = known.is_due(self._call.options.challenge)
+                plan = msgspec.structs.replace(plan, challenge=due)
+            return plan, why
+
+        nothing: tuple[Plan | None, str] = None, "the store could not be read"
+        self._plan, why = store.attempt(find, nothing)
+        if self._plan is None:
+            if self._call.options.required:
+                raise NearError(f"{why}; Warm(required=True) asks for a near start")
+            return self._beginning._replace(why=self._beginning.why or why)
+        plan = self._plan
+        self._session.start = Start("near", plan.run, plan.level, plan.distance)
+        return _Beginning("near", {})
 
     def _from_payload(self, payload: dict[str, Any], entry: Entry) -> _Beginning:
         call = self._call
@@ -361,6 +419,7 @@ class _Run:
             chosen=chosen,
             random=None if self._dice0 is None else dumps(self._dice0),
             track=dumps(self._track0) if self._track0 else None,
+            plan=msgspec.msgpack.encode(self._plan) if self._plan is not None else None,
         )
 
     def _run(self, journal: Journal | None) -> Any:
@@ -382,7 +441,7 @@ class _Run:
         try:
             with session, overhear() as heard:
                 try:
-                    result = self._solve(self._prepare(recorder, journal))
+                    result = self._solve(recorder, self._prepare(recorder, journal))
                 except Changed as error:
                     recorder.set_aside()
                     if call.options.strict:
@@ -408,17 +467,25 @@ class _Run:
         self._rewind()
         return self._partial(recorder, f"{partial}: the best point so far")
 
-    def _solve(self, changes: dict[str, Any]) -> Any:
-        """Call scipy with some arguments replaced."""
-        call = self._call
-        args, kwargs = call.surface.substitute(call.args, call.kwargs, changes)
-        try:
-            return call.surface.scipy(*args, **kwargs)
-        except SystemError as error:
-            # How scipy's direct (before 1.17) passes on what a function raised.
-            if isinstance(error.__cause__, (Changed, Stopped, KeyboardInterrupt)):
-                raise error.__cause__ from None
-            raise
+    def _solve(self, recorder: Recorder, changes: dict[str, Any]) -> Any:
+        """Call scipy with some arguments replaced, or let a near fit take its way there."""
+        call, scipy = self._call, self._call.surface.scipy
+
+        def run(more: Mapping[str, Any]) -> Any:
+            args, kwargs = call.surface.substitute(call.args, call.kwargs, {**changes, **more})
+            try:
+                return scipy(*args, **kwargs)
+            except SystemError as error:
+                # How scipy's direct (before 1.17) passes on what a function raised.
+                if isinstance(error.__cause__, (Changed, Stopped, KeyboardInterrupt)):
+                    raise error.__cause__ from None
+                raise
+
+        if not call.options.near or call.surface.function is None:
+            return run({})
+        bound = {**call.bound, **changes}
+        self._follower = Follower(call.surface, bound, self._plan, recorder.counted)
+        return self._follower.run(run)
 
     def _prepare(self, recorder: Recorder, journal: Journal | None) -> dict[str, Any]:
         """Return the arguments to replace: every function of the user's is under watch."""
@@ -463,12 +530,52 @@ class _Run:
         else:
             try:
                 objective = _objective(result, recorder)
-                kept = session.finalize(payload, objective=objective, nfev=nfev)
+                rows = self._remember_place(payload, result)
+                kept = session.finalize(payload, objective=objective, nfev=nfev, rows=rows)
+                self._enter(recorder, seconds)
             except CodecError as error:  # a result of the user's own method may hold anything
                 kept, why = False, f"the result could not be kept: {error}"
         if not kept:
             why = why or "the result could not be kept"
         return _with_report(result, self._report(recorder, why))
+
+    def _remember_place(self, payload: dict[str, Any], result: Any) -> dict[bytes, bytes]:
+        """Add what near fits may use to a final; returns the rows by which they find it."""
+        if self._follower is None:
+            return {}
+        try:
+            asset = self._follower.asset(result, self._call.bound)
+            if asset is None:
+                return {}
+            if self._place is None:
+                self._place = place_for(self._call.surface, self._spec)
+        except _NO_START:
+            return {}
+        payload["near"] = asset
+        return index(self._session.key, self._place)
+
+    def _enter(self, recorder: Recorder, seconds: float) -> None:
+        """Enter a near fit, or a cold one that near ones are compared with, in the ledger."""
+        follower, place, backend = self._follower, self._place, self._store.backend
+        if follower is None or place is None or not recorder.total:
+            return
+        extra = follower.challenger
+        evaluations = recorder.total - (extra.evaluations if extra is not None else 0)
+        self._saved = self._store.attempt(
+            lambda: ledger.load(backend, place.family).saved(evaluations), 0
+        )
+        entry = functools.partial(
+            ledger.note,
+            backend,
+            place.family,
+            self._plan.way if self._plan is not None else ledger.COLD,
+            evaluations=evaluations,
+            seconds=seconds,
+            challenger=extra.evaluations if extra is not None else None,
+            lost=extra is not None and extra.lost,
+            regular=extra is not None and extra.regular,
+        )
+        self._store.attempt(entry, None, writes=True)
 
     def _partial(self, recorder: Recorder, message: str) -> Any:
         """Return the best point of a fit that was ended, in the shape of its function."""
@@ -493,14 +600,33 @@ class _Run:
             run=session.run_id,
             start_run=session.start.run,
             evaluations=recorder.calls,
-            evaluations_saved=beginning.evaluations + recorder.saved,
+            evaluations_saved=beginning.evaluations + recorder.saved + self._saved,
             seconds_saved=beginning.seconds,
             replay=replay if recorder.answered else None,
             replay_seconds=recorder.replay_seconds if recorder.answered else 0.0,
             probes=recorder.probes,
-            why="; ".join(filter(None, (beginning.why, why))) or None,
+            near=self._near(),
+            why="; ".join(filter(None, (beginning.why, self._why_not(), why))) or None,
             dropped=session.dropped,
         )  # fmt: skip
+
+    def _why_not(self) -> str | None:
+        return self._follower.spent.why if self._follower is not None else None
+
+    def _near(self) -> Near | None:
+        plan, follower = self._plan, self._follower
+        if plan is None or follower is None:
+            return None
+        return Near(
+            level=plan.level,
+            shared=plan.shared,
+            distance=plan.distance,
+            predictor=plan.predictor,
+            curvature=plan.metric is not None,
+            candidates=plan.candidates,
+            used=follower.spent.used,
+            challenged=follower.challenger is not None,
+        )
 
 
 class _Anew(Exception):  # noqa: N818 (not an error: the fit begins anew)
@@ -512,6 +638,8 @@ class _Anew(Exception):  # noqa: N818 (not an error: the fit begins anew)
 
 
 _PARTS = ("model", "data", "hyper", "settings")
+_NO_START = (ArithmeticError, LookupError, TypeError, ValueError)
+"""What may come of predicting from arguments that nobody has checked."""
 
 
 def _x_of(payload: dict[str, Any]) -> Any:

@@ -1,0 +1,288 @@
+"""Where a fit begins that was never done, but nearly: neighbours, and a prediction.
+
+The `Plan` is made before the fit from what the store has, without a call of the user's functions,
+and is written into the journal's header, so that a fit that is killed goes on with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from warmstart.fingerprint import FitSpec
+from warmstart.nearby import Neighbour, Place, neighbours, place_of
+from warmstart.predictors import (
+    Curve,
+    Linearized,
+    Predictor,
+    Problem,
+    Solved,
+    gauss_newton,
+    nearest,
+    path,
+    regression,
+)
+from warmstart.sketch import row_hashes
+from warmstart.store import Store
+from warmstart.surfaces import Surface
+
+__all__ = ["Plan", "calls_a_gradient", "curve_of", "place_for", "propose"]
+
+Vector = NDArray[np.float64]
+
+ORDER: tuple[tuple[str, Predictor], ...] = (
+    ("gauss-newton", gauss_newton.predict),
+    ("path", path.predict),
+    ("regression", regression.predict),
+    ("nearest", nearest.predict),
+)
+_OUTLIER = 5.0
+"""Times the lower sums of squares among near fits above which one is left out."""
+_ROWS = 20_000
+"""Residuals up to which a linearized model is of use."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a fit is to begin, and with which curvature.
+
+    Parameters
+    ----------
+    x, nearest : bytes
+        The predicted point, and the nearest solution, float64.
+    metric : bytes or None
+        The inverse Hessian of a near fit, float64, by rows.
+    value, usual : float or None
+        The objective of the near fit, and the median of all that were found.
+    run, level, predictor : str
+        Whose it was, what it shares, and what made the prediction.
+    shared, distance : float
+        See `Neighbour`.
+    candidates : int
+        Near fits that were found.
+    buy : bool
+        Whether a new inverse Hessian is to be bought at the predicted point.
+    rent : float
+        Evaluations spent, since one was bought last, beyond what a good one would have cost.
+    bought : bool
+        Whether one was ever bought.
+    challenge : bool
+        Whether a cold fit is to be run as well, and the better one returned.
+    """
+
+    x: bytes
+    nearest: bytes
+    metric: bytes | None
+    value: float | None
+    usual: float | None
+    run: str
+    level: str
+    predictor: str
+    shared: float
+    distance: float
+    candidates: int
+    buy: bool
+    rent: float
+    bought: bool
+    challenge: bool = False
+
+    @property
+    def way(self) -> str:
+        """By which the ledger knows it."""
+        return f"{self.level} {self.predictor}"
+
+    def point(self) -> Vector:
+        """Return the predicted point."""
+        return np.frombuffer(self.x).copy()
+
+    def inverse_hessian(self) -> Vector | None:
+        """Return the curvature."""
+        if self.metric is None:
+            return None
+        size = len(self.x) // 8
+        return np.frombuffer(self.metric).reshape(size, size).copy()
+
+
+def place_for(surface: Surface, spec: FitSpec) -> Place:
+    """Return where a call stands among those of its model."""
+    return place_of(spec, "xdata" if surface.kind == "curve" else None)
+
+
+def propose(
+    store: Store, surface: Surface, place: Place, bound: Mapping[str, Any]
+) -> tuple[Plan | None, str]:
+    """Return where to begin, or None and why not.
+
+    Parameters
+    ----------
+    store : Store
+        Whose finals are searched.
+    surface : Surface
+        The function of scipy.optimize.
+    place : Place
+        Where the fit stands.
+    bound : mapping of str to object
+        The call's arguments.
+    """
+    if surface.start is None:
+        return None, f"{surface.name} takes no start"
+    given = bound.get(surface.start)
+    remembered = _remembered(store, place, None if given is None else int(np.size(given)))
+    if surface.kind in {"curve", "residuals"}:
+        remembered = _without_outliers(remembered)
+    curve = curve_of(surface, bound)
+    if curve is not None:
+        remembered.sort(key=lambda one: gauss_newton.misfit(curve, one.solved))
+    if not remembered:
+        return None, "nothing near is remembered"
+    known = [one.solved for one in remembered]
+    problem = Problem(place, known[0].x.size, curve)
+    predictor, x = _predict(problem, known, surface.limits(bound))
+    if x is None:
+        return None, "no near solution is within the bounds"
+    metric, rent = _curvature(remembered)
+    price = problem.size * calls_a_gradient(bound, problem.size)
+    # An inverse Hessian is bought where it costs no more than the neighbour's own fit, which it
+    # about halves at once; and again whenever the lack of one has cost as much (rent or buy).
+    affordable = price <= (rent.rent if rent.bought else rent.evaluations)
+    first = remembered[0]
+    values = [one.value for one in remembered if one.value is not None]
+    return Plan(
+        x=x.tobytes(),
+        nearest=np.asarray(np.clip(known[0].x, *surface.limits(bound)), float).tobytes(),
+        metric=None if metric is None else metric.tobytes(),
+        value=first.value,
+        usual=float(np.median(values)) if values else None,
+        run=first.run,
+        level=known[0].neighbour.level.value,
+        predictor=predictor,
+        shared=known[0].neighbour.shared,
+        distance=known[0].neighbour.distance,
+        candidates=len(known),
+        buy=affordable and metric is not None,
+        rent=rent.rent,
+        bought=rent.bought,
+    ), ""
+
+
+class _Rent(NamedTuple):
+    """What a chain of near fits has paid."""
+
+    evaluations: float = 0.0
+    rent: float = 0.0
+    bought: bool = False
+
+
+class _Remembered(NamedTuple):
+    """A near fit, as the store has it."""
+
+    solved: Solved
+    value: float | None
+    run: str
+    rent: _Rent
+
+
+def _remembered(store: Store, place: Place, size: int | None) -> list[_Remembered]:
+    """Return the near fits with as many parameters, the nearest first."""
+    found = []
+    for neighbour in neighbours(store.backend, place):
+        entry = store.best(neighbour.key)
+        asset = entry.payload.get("near") if entry and isinstance(entry.payload, dict) else None
+        if entry is None or not isinstance(asset, dict):
+            continue
+        solved = _solved(neighbour, asset, size)
+        if solved is not None:
+            spent = asset.get("rent")
+            rent = _Rent(*spent) if isinstance(spent, tuple) and len(spent) == 3 else _Rent()
+            found.append(_Remembered(solved, entry.objective, entry.run, rent))
+    return found
+
+
+def _without_outliers(remembered: list[_Remembered]) -> list[_Remembered]:
+    """Leave out fits whose sums of squares are many times those of the better ones."""
+    values = [one.value for one in remembered if one.value is not None]
+    if not values:
+        return remembered
+    edge = _OUTLIER * float(np.quantile(values, 0.25, method="lower"))
+    return [one for one in remembered if one.value is None or one.value <= edge]
+
+
+def _solved(neighbour: Neighbour, asset: dict[str, Any], size: int | None) -> Solved | None:
+    """Return what a final left, if it fits: another number of parameters is no neighbour."""
+    x, metric, model = asset.get("x"), asset.get("metric"), asset.get("linearized")
+    if not isinstance(x, np.ndarray) or x.ndim != 1 or x.dtype != float:
+        return None
+    if not np.isfinite(x).all() or (size is not None and x.size != size):
+        return None
+    if not isinstance(metric, np.ndarray) or not _is_metric(metric, x.size):
+        metric = None
+    return Solved(neighbour, x, metric, _linearized(model, x.size))
+
+
+def _is_metric(metric: Vector, size: int) -> bool:
+    square = metric.shape == (size, size) and metric.dtype == float
+    return square and bool(np.isfinite(metric).all()) and bool(np.all(np.diag(metric) > 0.0))
+
+
+def _linearized(model: Any, size: int) -> Linearized | None:
+    if not isinstance(model, dict) or model.keys() != set(Linearized._fields):
+        return None
+    made = Linearized(**model)
+    if not all(isinstance(item, np.ndarray) for item in made):
+        return None
+    count = len(made.rows)
+    shapes = [item.shape for item in made]
+    return made if shapes == [(count,), (size,), (count,), (count, size)] else None
+
+
+def _predict(
+    problem: Problem, known: Sequence[Solved], limits: tuple[Any, Any]
+) -> tuple[str, Vector | None]:
+    """Return the first predictor that has an answer, and that, pulled into the bounds."""
+    for name, predict in ORDER:
+        x = predict(problem, known)
+        if x is not None and np.isfinite(x).all():
+            return name, np.asarray(np.clip(x, *limits), float)
+    return "", None
+
+
+def _curvature(remembered: Sequence[_Remembered]) -> tuple[Vector | None, _Rent]:
+    """Return the curvature to use, and what the fits that it comes from have paid.
+
+    That of the nearest, or of the newest of those about as near, since it was handed on and
+    improved; one that was bought goes before.
+    """
+    edge = 2.0 * remembered[0].solved.neighbour.apart + 0.05
+    usable = [one for one in remembered if one.solved.metric is not None]
+    close = [one for one in usable if one.solved.neighbour.apart <= edge] or usable[:1]
+    if not close:
+        return None, _Rent()
+    best = max(close, key=lambda one: (one.rent.bought, one.run))
+    return best.solved.metric, best.rent
+
+
+def calls_a_gradient(bound: Mapping[str, Any], size: int) -> int:
+    """Return how many evaluations a gradient takes."""
+    return 1 if bound.get("jac") is not None else size + 1
+
+
+def curve_of(surface: Surface, bound: Mapping[str, Any]) -> Curve | None:
+    """Return the data of a curve, where it is one of numbers."""
+    if surface.kind != "curve":
+        return None
+    try:
+        y = np.asarray(bound["ydata"], float)
+        xdata = np.asarray(bound["xdata"])
+        sigma = np.asarray(1.0 if bound.get("sigma") is None else bound["sigma"], float)
+        if y.ndim != 1 or sigma.ndim > 1 or len(y) > _ROWS:
+            return None
+        # Predictors of a model may stand by columns: (k, m) for m values.
+        rows = xdata.T if xdata.ndim == 2 and xdata.shape[1] == len(y) else xdata
+        if len(rows) != len(y):
+            return None
+        return Curve(row_hashes([rows]), y, np.broadcast_to(1.0 / sigma, y.shape))
+    except (TypeError, ValueError, KeyError):
+        return None
