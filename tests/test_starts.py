@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -10,6 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 import scipy.optimize
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from processes import in_child
 from sklearn.datasets import load_breast_cancer
 
@@ -269,6 +272,10 @@ def store(tmp_path):
         yield store
 
 
+def residuals(x, shift):
+    return np.array([x[0] - shift, x[1] - 2.0 * shift, 0.1 * (x[0] - shift) ** 2])
+
+
 class TestNearFits:
     """Fits that begin where others ended."""
 
@@ -490,6 +497,36 @@ class TestNearFits:
         assert not found.warm.near.used
         assert "the caller's own start is better" in found.warm.why
 
+    def test_curves_in_lists_with_gaps(self, store):
+        """Lists, and rows that scipy leaves out, as scipy takes them."""
+        x = np.linspace(0.0, 3.0, 30)
+        y = 2.0 * np.exp(-x) + 0.01 * np.cos(30.0 * x)
+        gaps = y.copy()
+        gaps[::7] = np.nan
+
+        def decay(x, a, b):
+            return a * np.exp(-b * x)
+
+        with using(store=store, near=True) as fits:
+            for shift in (0.0, 0.01):
+                plain, _ = scipy.optimize.curve_fit(decay, list(x), list(y + shift))
+                found, _ = optimize.curve_fit(decay, list(x), list(y + shift))
+                np.testing.assert_allclose(found, plain, rtol=1e-5)
+                plain, _ = scipy.optimize.curve_fit(decay, x, gaps + shift, nan_policy="omit")
+                found, _ = optimize.curve_fit(decay, x, gaps + shift, nan_policy="omit")
+                np.testing.assert_allclose(found, plain, rtol=1e-5)
+        assert [fit.source for fit in fits[2:]] == ["near", "near"]
+
+    def test_workers(self, store):
+        """Functions that go to other processes go as they are."""
+        with using(store=store, near=True) as fits, multiprocessing.Pool(2) as pool:
+            for shift in (0.0, 0.1):
+                result = optimize.least_squares(
+                    residuals, [1.0, 1.0], args=(shift,), workers=pool.map
+                )
+                np.testing.assert_allclose(result.x, [shift, 2.0 * shift], atol=1e-6)
+        assert [fit.source for fit in fits] == ["cold", "near"]
+
     def test_other_numbers_of_parameters_are_no_neighbours(self, store):
         """Nor is anything that the store has for another model."""
         with using(store=store, near=True) as fits:
@@ -706,6 +743,67 @@ POISONS = {
     ),
     "other signs": lambda near, _: near | {"x": -near["x"]},
 }
+
+
+class Bowl:
+    """A strictly convex quadratic, as an objective with its gradient or as residuals."""
+
+    def __init__(self, root, way):
+        self.root, self.way = root, way
+
+    def __reduce__(self):
+        return Bowl, (self.root, self.way)
+
+    def __call__(self, x, middle):
+        left = self.root @ (x - middle)
+        if self.way == "residuals":
+            return left
+        value = 0.5 * float(left @ left)
+        return (value, self.root.T @ left) if self.way == "both" else value
+
+
+METHODS = {
+    **dict.fromkeys(
+        ("BFGS", "L-BFGS-B", "CG", "Newton-CG", "TNC", "SLSQP", "trust-constr"), "both"
+    ),
+    **dict.fromkeys(("Nelder-Mead", "Powell", "COBYQA", "COBYLA"), "value"),
+    **dict.fromkeys(("trf", "dogbox", "lm"), "residuals"),
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    method=st.sampled_from(sorted(METHODS)),
+    seed=st.integers(0, 2**16),
+    size=st.integers(1, 5),
+    spread=st.floats(0.0, 3.0),
+    sizes=st.lists(st.sampled_from([0.0, 1e-9, 0.1, 1.0, 30.0]), min_size=3, max_size=4),
+)
+def test_near_answers_are_as_good(method, seed, size, spread, sizes):
+    """Chains of convex fits, near and far: none ends higher than the cold one, to tolerance."""
+    rng = np.random.default_rng(seed)
+    root = (
+        np.diag(10.0 ** rng.uniform(-spread / 2, spread / 2, size))
+        @ np.linalg.qr(rng.normal(size=(size, size)))[0]
+    )
+    way, x0, direction = METHODS[method], np.ones(size), rng.normal(size=size)
+
+    def fit(module, middle):
+        given = {"args": (middle,), "method": method}
+        if way == "residuals":
+            result = module.least_squares(Bowl(root, way), x0, **given)
+            return result, 2.0 * result.cost
+        result = module.minimize(Bowl(root, way), x0, jac=way == "both" or None, **given)
+        return result, 2.0 * result.fun
+
+    with using(store=Store(":memory:"), near=True):
+        for far in sizes:
+            middle = far * direction
+            begin = float(np.sum((root @ (x0 - middle)) ** 2))
+            _, plain = fit(scipy.optimize, middle)
+            result, found = fit(optimize, middle)
+            slack = 1e-4 if way == "value" or method == "SLSQP" else 1e-7
+            assert found <= max(10.0 * plain, slack * begin, 1e-9), result.warm
 
 
 class TestGuard:

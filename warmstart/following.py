@@ -108,10 +108,15 @@ class Follower:
         self._bought = False
         self._smooth: _Smooth | None = None
         self._tangents: _Tangents | None = None
-        if surface.name == "minimize" and self._is_smooth():
+        # A curve with gaps is not what scipy fits: it leaves rows out.
+        whole = surface.kind == "curve" and curve_of(surface, bound) is not None
+        self._is_least_squares = whole or surface.kind == "residuals"
+        if "workers" in bound or "workers" in (bound.get("options") or {}):
+            pass  # functions that go to other processes stay as they are
+        elif surface.name == "minimize" and self._is_smooth():
             step = _STEPS.get(self._method, 0.0)
             self._smooth = _Smooth(self._bound, step, surface.limits(bound))
-        elif surface.kind in {"curve", "residuals"}:
+        elif self._is_least_squares:
             self._tangents = _Tangents()
 
     def _is_smooth(self) -> bool:
@@ -184,13 +189,34 @@ class Follower:
             changes[str(self._surface.function)] = self._function
         if plan is not None and (start := self._checked(plan)) is not None:
             changes[str(self._surface.start)] = start
-            changes |= self._tangent_for_scipy()
+            changes |= self._tangent_for_scipy() | self._simplex_for_scipy(start)
         result = call(changes)
         if self._extra and isinstance(result, OptimizeResult) and "nfev" in result:
             result["nfev"] += self._extra
-        if plan is None or self._tangents is None or plan.challenge:
+        if plan is None or not self._is_least_squares or plan.challenge:
             return result
         return self._challenge(call, result) if self._is_suspect(plan, result) else result
+
+    def _simplex_for_scipy(self, x: Vector) -> dict[str, Any]:
+        """Return a simplex about a point for Nelder and Mead's method, as large as a cold one's.
+
+        scipy makes one of 5 % of x; about an x of zeros it would be smaller than the tolerance,
+        and the fit over at once.
+        """
+        options = dict(self._bound.get("options") or {})
+        legacy = self._surface.name == "fmin"
+        if not legacy and not (self._surface.name == "minimize" and self._method == "nelder-mead"):
+            return {}
+        name = "initial_simplex"
+        given = self._bound.get(name) if legacy else options.get(name)
+        start = np.array(self._bound[str(self._surface.start)], float)
+        if given is not None:
+            simplex = np.asarray(given, float) - np.asarray(given, float)[0] + x
+        else:
+            sizes = 0.05 * np.maximum(np.abs(x), np.abs(start))
+            sides = np.diag(np.where(sizes > 0.0, sizes, 0.00025))
+            simplex = np.vstack([x, x + sides])
+        return {name: simplex} if legacy else {"options": options | {name: simplex}}
 
     def _tangent_for_scipy(self) -> dict[str, Any]:
         """Return a Jacobian for MINPACK's Levenberg-Marquardt, which near a minimum needs few."""
@@ -225,7 +251,8 @@ class Follower:
         The predicted point alone is evaluated, as long as it is as good as it should be.
         """
         target = self._surface.target(self._bound)
-        if target is None or plan.value is None:
+        gaps = self._surface.kind == "curve" and not self._is_least_squares
+        if target is None or plan.value is None or gaps:
             return plan.point()
 
         def value(x: Vector) -> float:
@@ -258,7 +285,10 @@ class Follower:
     def _given(self, x: Vector) -> tuple[Any, ...]:
         """Return the arguments with which scipy calls the function at a point."""
         if self._surface.kind == "curve":
-            return (self._bound["xdata"], *x)
+            xdata = self._bound["xdata"]
+            if isinstance(xdata, (list, tuple, np.ndarray)):
+                xdata = np.asarray(xdata, float)  # as curve_fit does
+            return (xdata, *x)
         args = self._bound.get("args", ())
         return (x, *(args if isinstance(args, tuple) else (args,)))
 

@@ -140,7 +140,7 @@ def propose(
         return None, "nothing near is remembered"
     known = [one.solved for one in remembered]
     problem = Problem(place, known[0].x.size, curve)
-    predictor, x = _predict(problem, known, surface.limits(bound))
+    predictor, x = _predict(problem, known, surface.limits(bound), given)
     if x is None:
         return None, "no near solution is within the bounds"
     metric, rent = _curvature(remembered)
@@ -152,7 +152,7 @@ def propose(
     values = [one.value for one in remembered if one.value is not None]
     return Plan(
         x=x.tobytes(),
-        nearest=np.asarray(np.clip(known[0].x, *surface.limits(bound)), float).tobytes(),
+        nearest=_pulled(known[0].x, given, surface.limits(bound)).tobytes(),
         metric=None if metric is None else metric.tobytes(),
         value=first.value,
         usual=float(np.median(values)) if values else None,
@@ -238,14 +238,25 @@ def _linearized(model: Any, size: int) -> Linearized | None:
     return made if shapes == [(count,), (size,), (count,), (count, size)] else None
 
 
+def _pulled(x: Vector, start: Any, limits: tuple[Any, Any]) -> Vector:
+    """Return a point within the bounds, in which what is next to nothing is nothing.
+
+    scipy's trust regions begin with the size of x: from a solution of 1e-23 instead of 0 they
+    take steps of 1e-23, and end there, content (least_squares, scipy 1.17).
+    """
+    if start is not None and np.shape(start) == x.shape:
+        x = np.where(np.abs(x) < 1e-8 * np.abs(np.asarray(start, float)), 0.0, x)
+    return np.asarray(np.clip(x, *limits), float)
+
+
 def _predict(
-    problem: Problem, known: Sequence[Solved], limits: tuple[Any, Any]
+    problem: Problem, known: Sequence[Solved], limits: tuple[Any, Any], start: Any
 ) -> tuple[str, Vector | None]:
-    """Return the first predictor that has an answer, and that, pulled into the bounds."""
+    """Return the first predictor that has an answer, and that."""
     for name, predict in ORDER:
         x = predict(problem, known)
         if x is not None and np.isfinite(x).all():
-            return name, np.asarray(np.clip(x, *limits), float)
+            return name, _pulled(x, start, limits)
     return "", None
 
 
@@ -281,8 +292,10 @@ def curve_of(surface: Surface, bound: Mapping[str, Any]) -> Curve | None:
             return None
         # Predictors of a model may stand by columns: (k, m) for m values.
         rows = xdata.T if xdata.ndim == 2 and xdata.shape[1] == len(y) else xdata
-        if len(rows) != len(y):
+        if len(rows) != len(y) or not np.isfinite(y).all():
             return None
+        if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+            return None  # scipy may leave out such rows
         return Curve(row_hashes([rows]), y, np.broadcast_to(1.0 / sigma, y.shape))
     except (TypeError, ValueError, KeyError):
         return None
