@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -63,13 +67,36 @@ class TestPaths:
         finer = fit_path(lambda penalty: fit(X, Y, penalty), [*self.GRID, 0.5])
         assert [report.source for report in finer.reports] == ["final"] * 6 + ["near"]
 
-    def test_processes(self, store):
+    def test_processes(self, store, tmp_path):
         """As in one process, in two that share the store."""
-        alone = fit_path(lambda penalty: fit(X, Y, penalty), self.GRID)
-        with using(store=f"{store.address}-two"):
-            found = fit_path(lambda penalty: fit(X, Y, penalty), self.GRID, n_jobs=2)
-        np.testing.assert_allclose(found.x, alone.x, atol=1e-7)
-        assert len(found.reports) == 6
+        script = tmp_path / "script.py"
+        script.write_text(
+            textwrap.dedent(
+                """
+                import sys
+                import numpy as np
+                from warmstart import optimize, using
+                from warmstart.recipes import fit_path
+
+                def objective(x, penalty):
+                    return np.sum((x - 1.0) ** 2) + penalty * np.sum(x**2)
+
+                def fit(penalty):
+                    return optimize.minimize(objective, np.zeros(2), args=(penalty,))
+
+                if __name__ == "__main__":
+                    with using(store=sys.argv[1]):
+                        for _ in range(2):
+                            found = fit_path(fit, [0.1, 3.0, 1.0, 0.3, 10.0], n_jobs=2)
+                    assert [report.source for report in found.reports] == ["final"] * 5
+                    print(*found.x[:, 0].round(4))
+                """
+            )
+        )
+        command = [sys.executable, str(script), str(tmp_path / "two")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        exact = [1.0 / (1.0 + penalty) for penalty in (0.1, 3.0, 1.0, 0.3, 10.0)]
+        np.testing.assert_allclose(list(map(float, done.stdout.split())), exact, atol=2e-4)
 
     def test_as_a_table(self, store):
         frame = fit_path(lambda penalty: fit(X, Y, penalty), self.GRID).to_frame()

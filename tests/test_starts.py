@@ -742,6 +742,8 @@ POISONS = {
         near | {"x": 10.0 * rng.normal(size=31), "metric": random_metric(rng)}
     ),
     "other signs": lambda near, _: near | {"x": -near["x"]},
+    "overflow": lambda near, _: near | {"x": 1e6 * near["x"]},
+    "far": lambda near, _: near,
 }
 
 
@@ -811,21 +813,22 @@ class TestGuard:
 
     @pytest.mark.parametrize("name", POISONS)
     def test_poisoned_stores(self, name):
-        """Half as much again on the average at most, and the same minimum."""
+        """The same minimum, at 1.4 times cold on the average and 1.75 times at the worst."""
         rng = np.random.default_rng(5)
         cold = spent = 0
         for lam in np.geomspace(1e-3, 1e-1, 6):
             store = Store(":memory:")
             with using(store=store, near=True):
-                for factor in (1.15, 1.1):
+                for factor in (300.0, 290.0) if name == "far" else (1.15, 1.1):
                     logistic(optimize, lam * factor)
                 poisoned(store, lambda near: POISONS[name](near, rng))
                 result, calls = logistic(optimize, lam)
             plain, count = logistic(scipy.optimize, lam)
             assert result.fun <= plain.fun + 1e-7
             assert np.abs(result.jac).max() <= 1e-5
+            assert calls <= 1.75 * count
             cold, spent = cold + count, spent + calls
-        assert spent < 1.5 * cold
+        assert spent < 1.4 * cold
 
     @pytest.mark.parametrize(
         "near",
