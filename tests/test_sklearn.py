@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.ensemble import RandomForestClassifier
@@ -237,6 +238,23 @@ class TestTools:
         expected = cross_val_score(LogisticRegression(tol=1e-6, max_iter=1000), X, Y, cv=5)
         np.testing.assert_allclose(scores, expected)
         assert [fit.source for fit in fits] == ["cold"] + ["near"] * 4
+
+    def test_metadata_routing(self, folder):
+        """Weights reach the fit that requests them, through a cross-validation."""
+        weights = np.where(Y == 1, 1.0, 3.0)
+        with config_context(enable_metadata_routing=True):
+            inner = LogisticRegression(tol=1e-6, max_iter=1000).set_fit_request(sample_weight=True)
+            inner.set_score_request(sample_weight=False)
+            model = WarmStarted(inner, store=folder, near=False)
+            scores = cross_val_score(model, X, Y, cv=3, params={"sample_weight": weights})
+            expected = cross_val_score(inner, X, Y, cv=3, params={"sample_weight": weights})
+            np.testing.assert_allclose(scores, expected)
+            model.fit(X, Y, sample_weight=weights)
+            plain = clone(inner).fit(X, Y, sample_weight=weights)
+            assert np.array_equal(model.coef_, plain.coef_)
+            silent = LogisticRegression().set_fit_request(sample_weight=False)
+            with pytest.raises(TypeError, match="sample_weight"):
+                WarmStarted(silent, store=folder).fit(X, Y, sample_weight=weights)
 
     def test_clones_and_pickles(self, folder):
         """A clone is unfitted, and has the same store; a pickle is fitted."""

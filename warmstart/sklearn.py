@@ -16,6 +16,7 @@ import sklearn.exceptions
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import check_random_state, get_tags
+from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
@@ -48,6 +49,10 @@ _REBUILT: dict[str, Callable[[Any, Any], Any]] = {
 """Attributes that are objects, and how they are made from the estimator and what was stored."""
 _LEFT_OUT = {"_loss_function_", "_optimizer"}
 """Attributes that only `fit` needs, which makes them anew."""
+
+
+def _routing_enabled() -> bool:
+    return bool(sklearn.get_config().get("enable_metadata_routing", False))
 
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -112,7 +117,18 @@ class WarmStarted(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
         self.near = near
 
     def fit(self, X: Any, y: Any = None, **fit_params: Any) -> WarmStarted:  # noqa: N803
-        """Fit, or load what an earlier fit to the same data has learned."""
+        """Fit, or load what an earlier fit to the same data has learned.
+
+        Parameters
+        ----------
+        X, y : array-like
+            As the estimator takes them.
+        **fit_params
+            For the estimator's ``fit``; with scikit-learn's metadata routing, those that it
+            requests.
+        """
+        if _routing_enabled():
+            fit_params = process_routing(self, "fit", **fit_params).estimator.fit
         estimator = clone(self.estimator)
         store = self.store if isinstance(self.store, Store) else None
         if store is None:
@@ -158,6 +174,15 @@ class WarmStarted(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
         tell(self.warm_)
         return self
 
+    def get_metadata_routing(self) -> MetadataRouter:
+        """Say which metadata go to the estimator: all that it requests, method by method."""
+        methods = MethodMapping()
+        for method in ("fit", "predict", "score"):
+            methods = methods.add(caller=method, callee=method)
+        return MetadataRouter(owner=type(self).__name__).add(
+            estimator=self.estimator, method_mapping=methods
+        )
+
     def __getattr__(self, name: str) -> Any:
         # What was learned is asked of the fitted estimator, `n_features_in_` first of all.
         if name.endswith("_") and not name.startswith("__") and "estimator_" in vars(self):
@@ -177,6 +202,8 @@ class WarmStarted(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
     @_if_there
     def predict(self, X: Any, **params: Any) -> Any:  # noqa: N803
         """Ask the fitted estimator."""
+        if _routing_enabled():
+            params = process_routing(self, "predict", **params).estimator.predict
         return self._ask("predict", X, **params)
 
     @_if_there
@@ -202,6 +229,8 @@ class WarmStarted(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
     @_if_there
     def score(self, X: Any, y: Any = None, **params: Any) -> Any:  # noqa: N803
         """Ask the fitted estimator."""
+        if _routing_enabled():
+            params = process_routing(self, "score", **params).estimator.score
         return self._ask("score", X, y, **params)
 
 
