@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from processes import in_child
 from sklearn.datasets import load_breast_cancer
 
-from warmstart import FitSpec, NearError, Store, Warm, optimize, using
+from warmstart import ArgumentError, FitSpec, NearError, Store, Warm, optimize, using
 from warmstart.backends.memory import MemoryBackend
 from warmstart.curvature import Gathered, descend, differences, updated
 from warmstart.fingerprint import Fingerprint, Level
@@ -550,6 +550,78 @@ class TestNearFits:
             for _ in range(2):
                 with pytest.raises(ValueError, match="x0"):
                     optimize.minimize(lambda x: x @ x, np.ones((2, 2)))
+
+    def test_parameters_by_name(self, store):
+        """Added, dropped and in another order: those in common begin where they ended."""
+
+        class Named:
+            def __init__(self, names, seen):
+                self.names, self.seen = names, seen
+
+            def __reduce__(self):
+                return Named, ((), ())
+
+            def __call__(self, x, middle):
+                self.seen.append(x.copy())
+                left = [v - middle * (ord(n) - 96) for n, v in zip(self.names, x, strict=True)]
+                return float(np.sum(np.square(left)))
+
+        starts = {}
+        with using(store=store, near=True) as fits:
+            for names, middle in (("abc", 1.0), ("cab", 1.1), ("ab", 1.2), ("bdc", 1.3), ("xy", 1)):
+                seen = []
+                result = optimize.minimize(
+                    Named(names, seen),
+                    np.full(len(names), 0.25),
+                    args=(middle,),
+                    method="Nelder-Mead",
+                    warm=Warm(parameters=list(names)),
+                )
+                starts[names] = dict(zip(names, seen[0].round(1), strict=True))
+                assert result.success
+        assert [fit.source for fit in fits] == ["cold", "near", "near", "near", "cold"]
+        assert starts["cab"] == {"c": 3.0, "a": 1.0, "b": 2.0}
+        assert set(starts["ab"]) == {"a", "b"}
+        assert starts["ab"]["b"] == pytest.approx(2.2, abs=0.3)
+        assert starts["bdc"]["d"] == 0.2
+        assert starts["bdc"]["c"] == pytest.approx(3.9, abs=0.7)
+
+    def test_curvature_follows_the_names(self, store):
+        """The same parameters in another order: so are the rows and columns of the metric."""
+
+        class Scaled:
+            def __init__(self, order):
+                self.order = order
+
+            def __reduce__(self):
+                return Scaled, ((),)
+
+            def __call__(self, x, middle):
+                weights = np.array([1.0, 100.0, 1e4])[self.order]
+                return 0.5 * weights @ (x - middle) ** 2, weights * (x - middle)
+
+        with using(store=store, near=True) as fits:
+            for order, middle in (([0, 1, 2], 1.0), ([2, 0, 1], 1.05)):
+                names = [("u", "v", "w")[place] for place in order]
+                result = optimize.minimize(
+                    Scaled(order),
+                    np.zeros(3),
+                    args=(middle,),
+                    jac=True,
+                    method="L-BFGS-B",
+                    warm=Warm(parameters=names),
+                )
+                np.testing.assert_allclose(result.x, middle, atol=1e-5)
+        assert fits[1].near.curvature
+        assert fits[1].evaluations < 0.7 * fits[0].evaluations
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [("ab", "parameters are names"), ([1], "are names"), (["a", "a"], "have the same name")],
+    )
+    def test_names_are_names(self, names, message):
+        with pytest.raises(ArgumentError, match=message):
+            Warm(parameters=names)
 
     def test_required(self, store):
         with using(store=store, near=True):

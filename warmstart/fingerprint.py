@@ -375,6 +375,11 @@ class FitSpec:
             streams.append(_stream("settings", shared))
         return Fingerprint(blake3(b"".join(streams)).digest())
 
+    def model_without_parameters(self) -> Fingerprint:
+        """Return the digest of the model, however many parameters it has."""
+        frames = {name: f for name, f in self._frames["model"].items() if name != "parameters"}
+        return Fingerprint(blake3(_stream("model", frames)).digest())
+
     def key_without(self, setting: str) -> Fingerprint:
         """Return the key of the same fit without one of its settings."""
         frames = {name: f for name, f in self._frames["settings"].items() if name != setting}

@@ -106,7 +106,7 @@ class Neighbour(NamedTuple):
         return 1.0 - self.shared + self.distance
 
 
-def place_of(spec: FitSpec, rows_in: str | None = None) -> Place:
+def place_of(spec: FitSpec, rows_in: str | None = None, *, named: bool = False) -> Place:
     """Return where a fit stands. One pass over its data.
 
     Parameters
@@ -115,6 +115,8 @@ def place_of(spec: FitSpec, rows_in: str | None = None) -> Place:
         The fit.
     rows_in : str, optional
         The only argument whose rows count: where a curve is fitted its values may all be others.
+    named : bool
+        Whether parameters are known by name: fits of other numbers of them are near then, too.
     """
     arrays: list[Any] = []
     numbers: dict[str, float] = {}
@@ -126,7 +128,8 @@ def place_of(spec: FitSpec, rows_in: str | None = None) -> Place:
         _sort(f"hyper {name}", value, arrays, numbers, labels)
     rows = rows_of(arrays)
     shapes = [f"{a.dtype.str}{a.shape[1:]}" for a in rows]
-    model = spec.level_key(Level.FAMILY).digest
+    key = spec.model_without_parameters() if named else spec.level_key(Level.FAMILY)
+    model = key.digest + bytes((named,))
     family = blake3(model + msgspec.msgpack.encode([labels, sorted(numbers), shapes])).digest(16)
     sketch = RowSketch.of(row_hashes(rows)) if rows else None
     same = spec.part("data").digest[:8]

@@ -30,7 +30,7 @@ from warmstart.sketch import row_hashes
 from warmstart.store import Store
 from warmstart.surfaces import Surface
 
-__all__ = ["Plan", "calls_a_gradient", "curve_of", "place_for", "propose"]
+__all__ = ["Names", "Plan", "calls_a_gradient", "curve_of", "place_for", "propose"]
 
 Vector = NDArray[np.float64]
 
@@ -106,13 +106,22 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return np.frombuffer(self.metric).reshape(size, size).copy()
 
 
-def place_for(surface: Surface, spec: FitSpec) -> Place:
+Names = tuple[str, ...] | None
+"""Of the parameters, in the order of x."""
+
+
+def place_for(surface: Surface, spec: FitSpec, names: Names = None) -> Place:
     """Return where a call stands among those of its model."""
-    return place_of(spec, "xdata" if surface.kind == "curve" else None)
+    rows_in = "xdata" if surface.kind == "curve" else None
+    return place_of(spec, rows_in, named=names is not None)
 
 
 def propose(
-    store: Store, surface: Surface, place: Place, bound: Mapping[str, Any]
+    store: Store,
+    surface: Surface,
+    place: Place,
+    bound: Mapping[str, Any],
+    names: Names = None,
 ) -> tuple[Plan | None, str]:
     """Return where to begin, or None and why not.
 
@@ -126,11 +135,16 @@ def propose(
         Where the fit stands.
     bound : mapping of str to object
         The call's arguments.
+    names : tuple of str, optional
+        Of the parameters.
     """
     if surface.start is None:
         return None, f"{surface.name} takes no start"
     given = bound.get(surface.start)
-    remembered = _remembered(store, place, None if given is None else int(np.size(given)))
+    remembered = _remembered(store, place, given, names)
+    if names is not None and remembered:  # those that know the most of the parameters
+        most = max(one.known for one in remembered)
+        remembered = [one for one in remembered if one.known == most]
     if surface.kind in {"curve", "residuals"}:
         remembered = _without_outliers(remembered)
     curve = curve_of(surface, bound)
@@ -183,22 +197,54 @@ class _Remembered(NamedTuple):
     value: float | None
     run: str
     rent: _Rent
+    known: int
+    """How many of the parameters it knows, where they have names."""
 
 
-def _remembered(store: Store, place: Place, size: int | None) -> list[_Remembered]:
-    """Return the near fits with as many parameters, the nearest first."""
+def _remembered(store: Store, place: Place, start: Any, names: Names) -> list[_Remembered]:
+    """Return the near fits with as many parameters, or named ones, the nearest first."""
+    size = None if start is None else int(np.size(start))
     found = []
     for neighbour in neighbours(store.backend, place):
         entry = store.best(neighbour.key)
         asset = entry.payload.get("near") if entry and isinstance(entry.payload, dict) else None
+        if names is not None and asset is not None and size is not None:
+            asset = _by_name(asset, names, np.ravel(np.asarray(start, float)))
         if entry is None or not isinstance(asset, dict):
             continue
         solved = _solved(neighbour, asset, size)
         if solved is not None:
             spent = asset.get("rent")
             rent = _Rent(*spent) if isinstance(spent, tuple) and len(spent) == 3 else _Rent()
-            found.append(_Remembered(solved, entry.objective, entry.run, rent))
+            known = len(set(asset.get("names") or ()) & set(names or ()))
+            found.append(_Remembered(solved, entry.objective, entry.run, rent, known))
     return found
+
+
+def _by_name(asset: Any, names: tuple[str, ...], start: Vector) -> dict[str, Any] | None:
+    """Return what a near fit has left, in the order of these parameters.
+
+    One that it lacks begins at x0; curvature is of use where both have the same ones.
+    """
+    theirs = asset.get("names") if isinstance(asset, dict) else None
+    x = asset.get("x") if theirs else None
+    if not isinstance(theirs, tuple) or not isinstance(x, np.ndarray) or len(theirs) != x.size:
+        return None
+    known = dict(zip(theirs, x, strict=True))
+    if known.keys().isdisjoint(names) or len(names) != start.size:
+        return None
+    moved = dict(asset)
+    moved["x"] = np.array([known.get(name, at) for name, at in zip(names, start, strict=True)])
+    metric, model = moved.pop("metric", None), moved.pop("linearized", None)
+    if known.keys() == set(names):
+        order = [theirs.index(name) for name in names]
+        if isinstance(metric, np.ndarray) and metric.shape == (x.size, x.size):
+            moved["metric"] = metric[np.ix_(order, order)]
+        linearized = _linearized(model, x.size)
+        if linearized is not None:
+            at, jacobian = linearized.at[order], linearized.jacobian[:, order]
+            moved["linearized"] = linearized._replace(at=at, jacobian=jacobian)._asdict()
+    return moved
 
 
 def _without_outliers(remembered: list[_Remembered]) -> list[_Remembered]:

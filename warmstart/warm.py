@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +83,9 @@ class Warm:
         Start a fit that was never done from what near fits have left: folds, replicates,
         windows, other hyperparameters. It may change which minimum a problem with several ends
         in, and the last digits of any: see "Near starts" in the README.
+    parameters : sequence of str, optional
+        Names of the parameters, in the order of x: near fits with other ones, or in another
+        order, are then near too; one that they lack begins at x0.
     challenge : int
         Every so many near fits of a family one is run cold as well, and the better result
         returned; 0 for never. After a better one was found, all are, until they agree.
@@ -111,6 +114,7 @@ class Warm:
     time_limit: float | None = None
     on_interrupt: str = "raise"
     near: bool = False
+    parameters: Sequence[str] | None = None
     challenge: int = 50
     required: bool = False
     progress: bool = False
@@ -141,6 +145,15 @@ class Warm:
                 f"time_limit is a number of seconds or None, not {self.time_limit!r:.60}"
             )
         positive("journal_budget", self.journal_budget)
+        names = self.parameters
+        if names is not None:
+            if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+                raise ArgumentError(
+                    f'parameters are names such as ["rate", "scale"], not {names!r:.60}'
+                )
+            object.__setattr__(self, "parameters", tuple(names))
+            if len(set(names)) != len(tuple(names)):
+                raise ArgumentError(f"two parameters have the same name: {names!r:.60}")
         number = self.challenge
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
             raise ArgumentError(f"challenge is a number of fits from 0 up, not {number!r:.60}")

@@ -34,7 +34,7 @@ from warmstart.record import Entry, EntryKind, Start
 from warmstart.recording import Changed, Recorder, Stopped, current
 from warmstart.rewarn import overhear, rewarn
 from warmstart.session import LoadedEntry, LoadSource, Session
-from warmstart.starts import Plan, place_for, propose
+from warmstart.starts import Names, Plan, place_for, propose
 from warmstart.surfaces import Surface
 from warmstart.warm import FitReport, Near, Warm, options_of, store_of, tell
 
@@ -341,8 +341,9 @@ class _Run:
 
         def find() -> tuple[Plan | None, str]:
             try:
-                place = self._place = place_for(surface, self._spec)
-                plan, why = propose(store, surface, place, self._call.bound)
+                names = self._names()
+                place = self._place = place_for(surface, self._spec, names)
+                plan, why = propose(store, surface, place, self._call.bound, names)
             except _NO_START as error:  # of arguments that scipy may still make sense of
                 return None, f"no start could be predicted: {error}"
             if plan is not None:
@@ -539,6 +540,10 @@ class _Run:
             why = why or "the result could not be kept"
         return _with_report(result, self._report(recorder, why))
 
+    def _names(self) -> Names:
+        names = self._call.options.parameters
+        return None if names is None else tuple(names)
+
     def _remember_place(self, payload: dict[str, Any], result: Any) -> dict[bytes, bytes]:
         """Add what near fits may use to a final; returns the rows by which they find it."""
         if self._follower is None:
@@ -548,9 +553,11 @@ class _Run:
             if asset is None:
                 return {}
             if self._place is None:
-                self._place = place_for(self._call.surface, self._spec)
+                self._place = place_for(self._call.surface, self._spec, self._names())
         except _NO_START:
             return {}
+        if (names := self._names()) is not None and len(names) == asset["x"].size:
+            asset["names"] = names
         payload["near"] = asset
         return index(self._session.key, self._place)
 
