@@ -32,7 +32,7 @@ from warmstart.predictors import (
     path,
     regression,
 )
-from warmstart.starts import place_for
+from warmstart.starts import place_for, plan_of
 from warmstart.surfaces import SURFACES
 
 RNG = np.random.default_rng(0)
@@ -662,6 +662,31 @@ class TestNearFits:
         assert again.x.tobytes() == whole.x.tobytes()
         assert again.nfev == whole.nfev
         assert count < whole.nfev
+
+    @pytest.mark.parametrize(
+        "lie", [{"x": b"1234567"}, {"metric": bytes(24)}, {"nearest": b""}, {"shared": "all"}]
+    )
+    def test_plans_that_lie_are_refused(self, lie):
+        """A journal's header may be whole and make no sense."""
+        plan = {
+            "x": bytes(16),
+            "nearest": bytes(16),
+            "metric": bytes(32),
+            "value": 1.0,
+            "usual": None,
+            "run": "",
+            "level": "",
+            "predictor": "",
+            "shared": 1.0,
+            "distance": 0.0,
+            "candidates": 1,
+            "buy": False,
+            "rent": 0.0,
+            "bought": False,
+        }
+        assert plan_of(msgspec.msgpack.encode(plan)).inverse_hessian().shape == (2, 2)
+        with pytest.raises(ValueError, match=r"buffer|reshape|two sizes|Expected"):
+            plan_of(msgspec.msgpack.encode(plan | lie))
 
     @staticmethod
     def chain(folder, function=None, *, prepare=True):

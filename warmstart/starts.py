@@ -30,7 +30,7 @@ from warmstart.sketch import row_hashes
 from warmstart.store import Store
 from warmstart.surfaces import Surface
 
-__all__ = ["Names", "Plan", "calls_a_gradient", "curve_of", "place_for", "propose"]
+__all__ = ["Names", "Plan", "calls_a_gradient", "curve_of", "place_for", "plan_of", "propose"]
 
 Vector = NDArray[np.float64]
 
@@ -104,6 +104,21 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             return None
         size = len(self.x) // 8
         return np.frombuffer(self.metric).reshape(size, size).copy()
+
+
+def plan_of(raw: bytes) -> Plan:
+    """Return a plan from a journal's header.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    plan = msgspec.msgpack.decode(raw, type=Plan)
+    if np.frombuffer(plan.nearest).shape != plan.point().shape:
+        raise ValueError("a plan of points of two sizes")
+    plan.inverse_hessian()
+    return plan
 
 
 Names = tuple[str, ...] | None

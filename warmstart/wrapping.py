@@ -34,7 +34,7 @@ from warmstart.record import Entry, EntryKind, Start
 from warmstart.recording import Changed, Recorder, Stopped, current
 from warmstart.rewarn import overhear, rewarn
 from warmstart.session import LoadedEntry, LoadSource, Session
-from warmstart.starts import Names, Plan, place_for, propose
+from warmstart.starts import Names, Plan, place_for, plan_of, propose
 from warmstart.surfaces import Surface
 from warmstart.warm import FitReport, Near, Warm, options_of, store_of, tell
 
@@ -312,7 +312,7 @@ class _Run:
             self._track0 = loads(header.track)
             restore(self._call.options.track, self._track0)
         if header.plan is not None:
-            self._plan = msgspec.msgpack.decode(header.plan, type=Plan)
+            self._plan = plan_of(header.plan)
         payload = self._entry.payload if self._entry is not None else None
         seconds = payload.get("seconds", 0.0) if isinstance(payload, dict) else 0.0
         self._session.start = Start(source="journal", run=journal.lives[-1].run)
