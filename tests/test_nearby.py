@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warmstart import FitSpec, Level, Store, optimize, using
+from warmstart import FitSpec, Level, Store, Warm, optimize, using
 from warmstart.backends import Batch
 from warmstart.backends.memory import MemoryBackend
-from warmstart.nearby import distance, forget, index, neighbours, orphans, place_of
+from warmstart.nearby import distance, forget, index, neighbours, place_of, sweep
 from warmstart.sketch import SMALLEST, RowSketch, row_hashes, rows_of
 
 
@@ -170,13 +170,19 @@ class TestIndex:
         asked = place_of(spec((self.X,), 1.1))
         backend.apply(Batch({b"o" + one.key.digest: b"nonsense"}))
         assert [n.key for n in neighbours(backend, asked)] == [other.key]
+        both = backend.scan(b"n")
+        sweep(backend, {one.key.digest, other.key.digest})
+        assert len(backend.scan(b"n")) == len(both) / 2
+        assert [n.key for n in neighbours(backend, asked)] == [other.key]
         forget(backend, other.key.digest)
-        assert neighbours(backend, asked) == []
-        self.fill(backend, [one])
-        forget(backend, one.key.digest)
-        left = backend.scan(b"n")  # of the listing that was damaged
-        assert [item.key for item in orphans(backend, set())] == [item.key for item in left]
-        assert orphans(backend, {one.key.digest}) == []
+        assert backend.scan(b"n") == backend.scan(b"o") == []
+        self.fill(backend, [one, other])
+        rows = backend.scan(b"n")
+        sweep(backend, {one.key.digest, other.key.digest})
+        assert backend.scan(b"n") == rows
+        sweep(backend, {one.key.digest})
+        assert [n.key for n in neighbours(backend, asked)] == [one.key]
+        assert len(backend.scan(b"n")) == len(rows) / 2
 
     @given(
         st.dictionaries(st.sampled_from("ab"), st.floats(-1e9, 1e9), min_size=2, max_size=2),
@@ -198,7 +204,16 @@ def test_a_store_forgets_the_index_with_the_fit(tmp_path):
         store.delete(first)
         assert 0 < len(store.backend.scan(b"n")) < rows
         store.backend.apply(Batch(deletes=[i.key for i in store.backend.scan(b"e")]))
-        store.backend.apply(Batch({b"n" + bytes(40): b"damaged"}))
         store.gc()
         assert store.backend.scan(b"n") == store.backend.scan(b"o") == []
         assert second != first
+
+
+def test_a_fit_that_is_run_again_is_listed_once(tmp_path):
+    """Its rows take the place of those before."""
+    with Store(tmp_path) as store, using(store=store, near=True):
+        counts = []
+        for _ in range(3):
+            optimize.minimize(lambda x: x @ x, np.ones(3), warm=Warm(refit=True))
+            counts.append(len(store.backend.scan(b"n")))
+        assert counts[0] == counts[1] == counts[2] > 0

@@ -41,8 +41,8 @@ __all__ = [
     "forget",
     "index",
     "neighbours",
-    "orphans",
     "place_of",
+    "sweep",
 ]
 
 _CODE_BITS = 128
@@ -244,11 +244,27 @@ def forget(backend: Backend, key: bytes) -> None:
         backend.apply(Batch(deletes=[*listed.rows, b"o" + key]))
 
 
-def orphans(backend: Backend, keys: Container[bytes]) -> list[Item]:
-    """Return the rows of the index that belong to none of these keys, damaged ones too."""
-    rows = pages(backend, b"n", head=None)
-    found = [item for item in pages(backend, b"o", head=1) if item.key[1:] not in keys]
-    return found + [item for item in rows if _key_in(item) not in keys]
+def sweep(backend: Backend, keys: Container[bytes]) -> None:
+    """Take all but some keys out of the index.
+
+    Reads one row a key; all rows of the index only if a list of them is damaged.
+    """
+    damaged = False
+    for item in pages(backend, b"o", head=1):
+        key = item.key[1:]
+        listed = _listed(backend, key)
+        damaged |= listed is None
+        if listed is None or key not in keys:
+            rows = [] if listed is None else listed.rows
+            backend.apply(Batch(deletes=[*rows, item.key]))
+    if damaged:
+        strays = [
+            item.key
+            for item in pages(backend, b"n", head=None)
+            if backend.get(b"o" + _key_in(item)) is None
+        ]
+        for start in range(0, len(strays), 1000):
+            backend.apply(Batch(deletes=strays[start : start + 1000]))
 
 
 def _key_in(item: Item) -> bytes:

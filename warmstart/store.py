@@ -293,6 +293,8 @@ class Store:
             return False
         prefix = entry_row(entry.key, entry.run)
         extra = dict(rows or {})
+        if rows:
+            forget(self.backend, entry.key.digest)  # of an earlier run of the same fit
         if summary is not None:
             extra[summary_row(entry.key.digest)] = small(summary)
         if info is not None:

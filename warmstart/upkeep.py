@@ -207,8 +207,9 @@ def _delete_orphans(backend: Backend, now: float) -> None:
         for item in pages(backend, info_row(""), head=1)
         if item.key[1:] not in runs and now - _started(item.key[1:]) > _ORPHAN_AGE
     ]
-    for item in orphans + nearby.orphans(backend, keys):
+    for item in orphans:
         _delete_if_unmoved(backend, item)
+    nearby.sweep(backend, keys)
     for item in ledger.orphans(backend):
         _delete_if_unmoved(backend, item)
 
