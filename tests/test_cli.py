@@ -42,8 +42,8 @@ def run(capsys, *arguments):
 
 
 def run_json(capsys, *arguments):
-    code, out, _ = run(capsys, *arguments, "--json")
-    assert code == 0
+    code, out, err = run(capsys, *arguments, "--json")
+    assert code == 0, err
     return json.loads(out)
 
 

@@ -140,7 +140,7 @@ def _fit_growth(minimize: Callable[..., Any]) -> Any:
 
 
 def _child(store: Store) -> None:
-    with using(store=store):
+    with using(store=store, journal=True):  # whatever the disk does meanwhile
         _fit_growth(optimize.minimize)
 
 
@@ -239,7 +239,7 @@ def _growth(store: Store, note: Callable[[str], None]) -> list[DemoRow]:
     label = "Rat43 simulator"
 
     def fit() -> Any:
-        with using(store=store):
+        with using(store=store, journal=True):
             results.append(_fit_growth(optimize.minimize))
         return results[-1]
 
