@@ -550,6 +550,8 @@ class TestNearFits:
             for _ in range(2):
                 with pytest.raises(ValueError, match="x0"):
                     optimize.minimize(lambda x: x @ x, np.ones((2, 2)))
+            with pytest.raises(TypeError, match="x0"):
+                optimize.minimize(lambda x: x @ x)
 
     def test_parameters_by_name(self, store):
         """Added, dropped and in another order: those in common begin where they ended."""

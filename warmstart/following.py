@@ -111,19 +111,19 @@ class Follower:
         # A curve with gaps is not what scipy fits: it leaves rows out.
         whole = surface.kind == "curve" and curve_of(surface, bound) is not None
         self._is_least_squares = whole or surface.kind == "residuals"
-        if "workers" in bound or "workers" in (bound.get("options") or {}):
-            pass  # functions that go to other processes stay as they are
-        elif surface.name == "minimize" and self._is_smooth():
+        # Functions that go to other processes stay as they are.
+        stays = "workers" not in bound and "workers" not in (bound.get("options") or {})
+        if surface.name == "minimize" and stays and self._is_smooth():
             step = _STEPS.get(self._method, 0.0)
             self._smooth = _Smooth(self._bound, step, surface.limits(bound))
-        elif self._is_least_squares:
+        elif self._is_least_squares and stays:
             self._tangents = _Tangents()
 
     def _is_smooth(self) -> bool:
         bound = self._bound
         jac = bound.get("jac")
         numeric = jac is None and self._method in _STEPS
-        plain = not bound.get("constraints") and np.ndim(bound["x0"]) == 1
+        plain = not bound.get("constraints") and np.ndim(bound.get("x0", 0.0)) == 1
         scale = not (bound.get("options") or {}).keys() & {"eps", "finite_diff_rel_step", "norm"}
         known = jac is True or callable(jac) or (numeric and scale)
         return plain and known and self._method in _GRADIENT_METHODS
