@@ -497,6 +497,50 @@ class TestNearFits:
         assert not found.warm.near.used
         assert "the caller's own start is better" in found.warm.why
 
+    def test_a_fit_that_fails_near_is_done_cold(self, store):
+        """An optimizer that does not end well from the near start: from the caller's own."""
+
+        class Fussy:
+            def __call__(self, fun, x0, args, **_):
+                good = float(np.abs(np.asarray(x0) - 3.0).max()) < 1e-9
+                x = np.asarray(args[0] if good else x0, float) * np.ones(2)
+                return scipy.optimize.OptimizeResult(
+                    x=x, fun=fun(x, *args), nfev=1, success=good, message=""
+                )
+
+        with using(store=store, near=True) as fits:
+            for a in (1.0, 1.1):
+                result = optimize.minimize(
+                    lambda x, a: float((x - a) @ (x - a)), [3.0, 3.0], args=(a,), method=Fussy()
+                )
+                assert result.success
+                np.testing.assert_allclose(result.x, a)
+        assert fits[1].near.challenged
+
+    @pytest.mark.parametrize("jac", ["2-point", "3-point", "cs"])
+    @pytest.mark.parametrize("method", ["trf", "dogbox", "lm"])
+    def test_complex_steps(self, store, jac, method):
+        """A function that is asked at complex points is answered by itself."""
+
+        def left(x, a):
+            return np.array([x[0] - a, 10.0 * (x[1] - x[0] ** 2)])
+
+        with using(store=store, near=True):
+            for a in (0.9, 1.0, 1.1):
+                given = {"args": (a,), "jac": jac, "method": method}
+                found = optimize.least_squares(left, [2.0, 2.0], **given)
+                np.testing.assert_allclose(found.x, [a, a * a], rtol=1e-6)
+
+    def test_one_standard_deviation(self, store):
+        """A sigma that is one number."""
+        t = np.linspace(0.0, 2.0, 20)
+        with using(store=store, near=True):
+            for a in (1.0, 1.1):
+                (found,), _ = optimize.curve_fit(
+                    lambda t, a: a * t, t, a * t + 0.01 * np.cos(9.0 * t), sigma=0.5
+                )
+                assert found == pytest.approx(a, abs=0.02)
+
     def test_curves_in_lists_with_gaps(self, store):
         """Lists, and rows that scipy leaves out, as scipy takes them."""
         x = np.linspace(0.0, 3.0, 30)

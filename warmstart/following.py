@@ -137,9 +137,12 @@ class Follower:
             Calls scipy with some arguments replaced.
         """
         result = self._follow(call)
-        if self._plan is not None and self._plan.challenge:
-            return self._challenge(call, result)
-        return result
+        plan = self._plan
+        if plan is None or self.challenger is not None:
+            return result
+        # A fit that fails from near may well come to its end from the caller's own start.
+        failed = isinstance(result, OptimizeResult) and result.get("success") is False
+        return self._challenge(call, result) if plan.challenge or failed else result
 
     def _challenge(self, call: Callable[[Mapping[str, Any]], Any], result: Any) -> Any:
         """Run a cold fit as well; returns the better result, with the evaluations of both."""
@@ -222,6 +225,8 @@ class Follower:
         """Return a Jacobian for MINPACK's Levenberg-Marquardt, which near a minimum needs few."""
         bound, curve = self._bound, curve_of(self._surface, self._bound)
         plain = bound.get("method", "lm") == "lm" and bound.get("bounds") is None
+        # curve_fit takes no Jacobian beside one standard deviation for all (scipy 1.17).
+        plain = plain and np.ndim(bound.get("sigma", ())) == 1
         if self._tangents is None or curve is None or not plain or {"jac", "epsfcn"} & bound.keys():
             return {}
         function, y, tangents = self._function, curve.y, self._tangents
@@ -503,7 +508,10 @@ class _Tangents:
         @functools.wraps(function, updated=())
         def watched(*args: Any, **kwargs: Any) -> Any:
             try:
-                x = np.array(args[1:] if curve else args[0], float)
+                given = np.array(args[1:] if curve else args[0])
+                if given.dtype.kind not in "iuf":  # complex steps, for one
+                    return function(*args, **kwargs)
+                x = given.astype(float)
             except (TypeError, ValueError):
                 return function(*args, **kwargs)
             # scipy evaluates where it starts twice or three times.
