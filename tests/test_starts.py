@@ -663,7 +663,12 @@ class TestNearFits:
 
     @pytest.mark.parametrize(
         ("names", "message"),
-        [("ab", "parameters are names"), ([1], "are names"), (["a", "a"], "have the same name")],
+        [
+            ("ab", "is a list of names"),
+            ([1], "is a list of names"),
+            (3, "is a list of names"),
+            (["a", "a"], "have the same name"),
+        ],
     )
     def test_names_are_names(self, names, message):
         with pytest.raises(ArgumentError, match=message):
@@ -695,6 +700,32 @@ class TestNearFits:
                 np.testing.assert_allclose(result.x, min(a, 1.0), atol=1e-6)
         assert np.min(seen) >= 0.0
         assert np.max(seen) <= 1.0
+
+    def test_options_that_do_not_fit_the_call(self, store):
+        """As many names as parameters; no start is required where none is asked for."""
+        with using(store=store):
+            with pytest.raises(ArgumentError, match="names 1 of them, and x0 has 2"):
+                optimize.minimize(
+                    lambda x: x @ x, np.ones(2), warm=Warm(near=True, parameters=["a"])
+                )
+            with pytest.raises(ArgumentError, match="write near=True as well"):
+                optimize.minimize(lambda x: x @ x, np.ones(2), warm=Warm(required=True))
+
+    def test_equations_that_fail_near_are_solved_cold(self, store):
+        """Of two results of `root` the one that solves them is returned."""
+
+        def equations(x, a):
+            # Solvable from where the caller starts; the near start lies on the far side of a ridge.
+            return [np.arctan(x[0] - a) + 0.0 * x[1], x[1] - a]
+
+        with using(store=store, near=True, challenge=0) as fits:
+            optimize.root(equations, [0.5, 0.5], args=(0.4,), method="broyden1")
+            poisoned(store, lambda near: near | {"x": near["x"] + [3.0, 0.0]})
+            found = optimize.root(equations, [1e4, 0.5], args=(0.45,), method="hybr")
+        best = scipy.optimize.root(equations, [1e4, 0.5], args=(0.45,), method="hybr")
+        assert fits[1].source == "near"
+        assert found.success or not best.success
+        assert np.abs(found.fun).max() <= np.abs(best.fun).max() + 1e-9
 
     def test_killed_and_resumed(self, tmp_path):
         """A near fit that was killed goes on with its own plan, bit for bit."""

@@ -172,6 +172,8 @@ class Follower:
             return None
         if isinstance(result, OptimizeResult):
             value = result.get("cost", result.get("fun"))
+            if np.size(value) > 1:  # equations: how far from solved
+                value = np.sum(np.square(np.abs(value)))
         else:
             target = self._surface.target(self._bound)
             if target is None:
@@ -322,7 +324,8 @@ class Follower:
                     patience=_PATIENCE_FOR_BOUGHT if self._bought else _PATIENCE,
                 )
                 x, steps = before.x, before.iterations
-                smooth.descended = before.metric
+                # Of where scipy will find itself done; else it goes on to another point.
+                smooth.descended = before.metric if before.why is None else None
                 self.spent = Spent(used=before.why is None, why=before.why)
                 if before.metric is None and not before.value < smooth.evaluate(start)[0]:
                     x = start

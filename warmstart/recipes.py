@@ -59,7 +59,10 @@ class Fits:
 
     def to_frame(self) -> Any:
         """Return a pandas DataFrame, a row a fit."""
-        import pandas as pd  # noqa: PLC0415 (pandas is optional)
+        try:
+            import pandas as pd  # noqa: PLC0415 (optional)
+        except ImportError:
+            raise ArgumentError("a DataFrame needs pandas: pip install pandas") from None
 
         columns: dict[str, Any] = {f"x{i}": self.x[:, i] for i in range(self.x.shape[1])}
         columns |= {"fun": self.fun, "nfev": self.nfev}

@@ -147,12 +147,13 @@ class Warm:
         positive("journal_budget", self.journal_budget)
         names = self.parameters
         if names is not None:
-            if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            listed = isinstance(names, (list, tuple))
+            if not listed or not all(isinstance(name, str) for name in names):
                 raise ArgumentError(
-                    f'parameters are names such as ["rate", "scale"], not {names!r:.60}'
+                    f'parameters is a list of names such as ["rate", "scale"], not {names!r:.60}'
                 )
             object.__setattr__(self, "parameters", tuple(names))
-            if len(set(names)) != len(tuple(names)):
+            if len(set(names)) != len(names):
                 raise ArgumentError(f"two parameters have the same name: {names!r:.60}")
         number = self.challenge
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
@@ -230,8 +231,9 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
         Seconds that those took.
     replay : {None, "exact", "tolerant", "partial"}
         How a journal was used: every recorded evaluation was asked for, bit for bit; was asked
-        for to one part in 10^9, since another environment recorded it; or not all were, since
-        other options led another way.
+        for to one part in 10^9, since linear algebra rounded otherwise (another environment, or
+        arrays that lie elsewhere in memory); or not all were, since other options led another
+        way.
     replay_seconds : float
         What the replay took.
     probes : int

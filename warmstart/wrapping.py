@@ -18,6 +18,7 @@ from scipy.optimize import OptimizeResult
 from warmstart import ledger
 from warmstart.codec import RichResult
 from warmstart.errors import (
+    ArgumentError,
     CodecError,
     FingerprintError,
     NearError,
@@ -127,7 +128,31 @@ def _is_known_quick(surface: Surface, bound: dict[str, Any], options: Warm) -> b
     return code in _known_quick and not options.journal
 
 
+def _check_near(call: _Call) -> None:
+    """Refuse options of near starts that do not fit the call.
+
+    Raises
+    ------
+    ArgumentError
+        With what was given, and what is expected.
+    """
+    options = call.options
+    if not options.near:
+        if options.required:
+            raise ArgumentError("required=True asks for a near start: write near=True as well")
+        return
+    start = call.bound.get(str(call.surface.start))
+    if options.parameters is not None and start is not None:
+        named, size = len(options.parameters), int(np.size(start))
+        if named != size:
+            raise ArgumentError(
+                f"parameters names {named} of them, and {call.surface.start} has {size}: "
+                "give one name for each"
+            )
+
+
 def _fit(call: _Call) -> Any:
+    _check_near(call)
     store, options = store_of(call.options), call.options
     signed = _signature(call)
     key = _recent.get(signed) if signed is not None else None
