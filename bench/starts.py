@@ -417,7 +417,11 @@ def scenarios(*, quick: bool) -> list[Scenario]:
         ("bootstrap", nist_bootstrap, 50 // part),
         ("jackknife", nist_jackknife, 40 // part),
     ):
-        found += [Scenario(f"{kind} {name}", make(name), number, **seen) for name in names]
+        options = {"expect": number}
+        found += [
+            Scenario(f"{kind} {name}", make(name), number, options=options, **seen)
+            for name in names
+        ]
     return found
 
 

@@ -741,7 +741,15 @@ class TestNearFits:
         assert count < whole.nfev
 
     @pytest.mark.parametrize(
-        "lie", [{"x": b"1234567"}, {"metric": bytes(24)}, {"nearest": b""}, {"shared": "all"}]
+        "lie",
+        [
+            {"x": b"1234567"},
+            {"metric": bytes(24)},
+            {"nearest": b""},
+            {"shared": "all"},
+            {"population": bytes(24)},
+            {"curved": b"{}"},
+        ],
     )
     def test_plans_that_lie_are_refused(self, lie):
         """A journal's header may be whole and make no sense."""
@@ -759,10 +767,10 @@ class TestNearFits:
             "candidates": 1,
             "buy": False,
             "rent": 0.0,
-            "bought": False,
+            "bought": 0,
         }
         assert plan_of(msgspec.msgpack.encode(plan)).inverse_hessian().shape == (2, 2)
-        with pytest.raises(ValueError, match=r"buffer|reshape|two sizes|Expected"):
+        with pytest.raises(ValueError, match=r"buffer|reshape|two sizes|Expected|not a payload"):
             plan_of(msgspec.msgpack.encode(plan | lie))
 
     @staticmethod

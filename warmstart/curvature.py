@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Descent", "Evaluator", "Gathered", "descend", "differences", "updated"]
+__all__ = ["Descent", "Evaluator", "Gathered", "descend", "differences", "inverse", "updated"]
 
 Vector = NDArray[np.float64]
 
@@ -103,13 +103,17 @@ def differences(
         moved = x.copy()
         moved[place] += step
         rows.append((gradient(moved) - at) / (moved[place] - x[place]))
-    hessian = np.array(rows)
-    hessian = (hessian + hessian.T) / 2.0
+    return inverse(np.array(rows))
+
+
+def inverse(hessian: Vector) -> Vector | None:
+    """Return the inverse of a Hessian's symmetric part; None if that is not positive definite."""
     try:
-        factor = np.linalg.inv(np.linalg.cholesky(hessian))
+        factor = np.linalg.inv(np.linalg.cholesky((hessian + hessian.T) / 2.0))
     except np.linalg.LinAlgError:
         return None
-    return np.asarray(factor.T @ factor)
+    made = np.asarray(factor.T @ factor)
+    return made if np.isfinite(made).all() else None
 
 
 class Evaluator:

@@ -8,7 +8,6 @@ tolerances, and what was evaluated already is not evaluated again.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,18 +16,25 @@ import scipy.special
 from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult
 
-from warmstart.curvature import Evaluator, Gathered, descend, differences
-from warmstart.predictors import Linearized
-from warmstart.starts import Plan, calls_a_gradient, curve_of
+from warmstart.curvature import descend, differences
+from warmstart.derivatives import Smooth, Tangents
+from warmstart.errors import ArgumentError
+from warmstart.predictors import Curve, Curved, Scored, quadratic
+from warmstart.starts import LARGEST, Plan, calls_a_gradient, curve_of
 from warmstart.surfaces import Surface
 
 __all__ = ["Challenger", "Follower", "Spent"]
 
 Vector = NDArray[np.float64]
 
-_GRADIENT_METHODS = frozenset({"bfgs", "l-bfgs-b", "cg", "newton-cg", "tnc"})
-"""Methods of `minimize` without constraints, whose way a descent may shorten."""
-_STEPS = {"bfgs": 2.0**-26, "cg": 2.0**-26, "l-bfgs-b": 1e-8, "tnc": 1e-8}
+_TOLERANCE = {
+    **dict.fromkeys(("bfgs", "l-bfgs-b", "cg", "newton-cg", "tnc", "slsqp", "trust-krylov"), 1e-5),
+    **dict.fromkeys(("dogleg", "trust-ncg", "trust-exact"), 1e-4),
+    "trust-constr": 1e-8,
+}
+"""Methods of `minimize` whose way a descent may shorten, if there are no constraints; and for the
+norm of the gradient, what they are content with (about that, where it is not what they ask)."""
+_STEPS = {"bfgs": 2.0**-26, "cg": 2.0**-26, "slsqp": 2.0**-26, "l-bfgs-b": 1e-8, "tnc": 1e-8}
 """By which scipy takes differences, if not told otherwise; the same, so that it finds them done."""
 _FAIR = 5
 """Gradients that a near fit takes with a good inverse Hessian."""
@@ -42,12 +48,23 @@ _NOTHING = 1e-8
 """Part of the objective at the start that is as good as zero."""
 _FAR = 10.0
 """Times the neighbour's objective at which a predicted point is compared with the default one."""
-_SAME, _EPSILON = 3e-3, 2.0**-26
-"""See `_Tangents.jacobian`."""
-_ABOUT = 0.01
-"""Relative distance from the solution within which a Jacobian is handed on."""
-_ROWS = 20_000
-"""Residuals up to which Jacobians are kept."""
+_PAYS = 4
+"""Gradients that a fit is spared, at least, by scores together with an inverse Hessian."""
+_DEARER = 4
+"""Times what second derivatives took that must be lost before they are taken again."""
+_FAIR_CURVE = 4
+"""Evaluations that a curve fit takes where the model to second order is true."""
+
+
+_POPULATION = 5
+"""Members that differential evolution asks for."""
+_NARROW = {
+    "initial_tr_radius": 0.05,
+    "initial_barrier_parameter": 1e-4,
+    "initial_barrier_tolerance": 1e-4,
+}
+"""With which trust-constr stays where it begins (25 evaluations for 42; with its own defaults 43:
+six parameters, a sphere as constraint, 2026-11)."""
 
 
 class Spent(NamedTuple):
@@ -81,6 +98,12 @@ class Follower:
         Where to begin; without one, curvature is gathered.
     count : callable
         Returns how often the user's functions were called so far.
+    expect : int
+        Near fits that the caller expects to follow.
+    scores : callable, optional
+        As `Warm` has it, under watch.
+    rows : array of uint64, optional
+        Hashes of the rows of data, if their scores are to be asked for.
     """
 
     def __init__(
@@ -89,6 +112,10 @@ class Follower:
         bound: Mapping[str, Any],
         plan: Plan | None,
         count: Callable[[], int],
+        *,
+        expect: int = 0,
+        scores: Callable[..., Any] | None = None,
+        rows: NDArray[np.uint64] | None = None,
     ) -> None:
         self._calls = count
         self.challenger: Challenger | None = None
@@ -100,14 +127,21 @@ class Follower:
         """Of the objective, where the fit began."""
         self._extra = 0
         """Evaluations that were made before scipy began, and that it does not count."""
-        self._function: Callable[..., Any] = bound[str(surface.function)]
+        self._plain: Callable[..., Any] = bound[str(surface.function)]
+        self._function = self._plain
         self.spent = Spent(used=plan is not None, why=None)
         default = "bfgs" if bound.get("bounds") is None else "l-bfgs-b"
         method = bound.get("method", default)
         self._method = method.lower() if isinstance(method, str) else ""
         self._bought = False
-        self._smooth: _Smooth | None = None
-        self._tangents: _Tangents | None = None
+        self._expect, self._scores, self._rows = expect, scores, rows
+        self._scored: tuple[Vector, Vector] | None = None
+        """The gradient and the scores at the solution."""
+        self._curve: Curve | None = None
+        self._curved: Curved | None = None
+        """The model to second order that was bought."""
+        self._smooth: Smooth | None = None
+        self._tangents: Tangents | None = None
         # A curve with gaps is not what scipy fits: it leaves rows out.
         whole = surface.kind == "curve" and curve_of(surface, bound) is not None
         self._is_least_squares = whole or surface.kind == "residuals"
@@ -115,9 +149,10 @@ class Follower:
         stays = "workers" not in bound and "workers" not in (bound.get("options") or {})
         if surface.name == "minimize" and stays and self._is_smooth():
             step = _STEPS.get(self._method, 0.0)
-            self._smooth = _Smooth(self._bound, step, surface.limits(bound))
+            self._smooth = Smooth(self._bound, step, surface.limits(bound))
         elif self._is_least_squares and stays:
-            self._tangents = _Tangents()
+            self._curve = curve_of(surface, bound)
+            self._tangents = Tangents(self._curve, plan.model() if plan is not None else None)
 
     def _is_smooth(self) -> bool:
         bound = self._bound
@@ -126,7 +161,7 @@ class Follower:
         plain = not bound.get("constraints") and np.ndim(bound.get("x0", 0.0)) == 1
         scale = not (bound.get("options") or {}).keys() & {"eps", "finite_diff_rel_step", "norm"}
         known = jac is True or callable(jac) or (numeric and scale)
-        return plain and known and self._method in _GRADIENT_METHODS
+        return plain and known and self._method in _TOLERANCE
 
     def run(self, call: Callable[[Mapping[str, Any]], Any]) -> Any:
         """Do the fit.
@@ -138,11 +173,67 @@ class Follower:
         """
         result = self._follow(call)
         plan = self._plan
-        if plan is None or self.challenger is not None:
-            return result
-        # A fit that fails from near may well come to its end from the caller's own start.
-        failed = isinstance(result, OptimizeResult) and result.get("success") is False
-        return self._challenge(call, result) if plan.challenge or failed else result
+        if plan is not None and self.challenger is None:
+            # A fit that fails from near may well come to its end from the caller's own start.
+            failed = isinstance(result, OptimizeResult) and result.get("success") is False
+            if plan.challenge or failed:
+                result = self._challenge(call, result)
+        self._buy_second(result)
+        self._score(result)
+        return result
+
+    def _score(self, result: Any) -> None:
+        """Ask for the scores at the solution.
+
+        Raises
+        ------
+        ArgumentError
+            If they are no matrix of a row for each row of data and a column for each parameter.
+        """
+        x, smooth = _x_of(result), self._smooth
+        if x is None or smooth is None or self._scores is None or self._rows is None:
+            return
+        if self._plan is not None and self._plan.predictor == "influence":
+            return  # the fit that it was predicted from has the scores of more rows
+        count = len(self._rows)
+        given = self._bound.get("args", ())
+        scores = self._scores(x, *(given if isinstance(given, tuple) else (given,)))
+        if not isinstance(scores, np.ndarray) or scores.shape != (count, x.size):
+            raise ArgumentError(
+                f"scores returns the gradient of each row's term, an array of {count} rows "
+                f"and {x.size} columns, not {_described(scores)}"
+            )
+        _, gradient = smooth.evaluate(x)
+        if np.isfinite(scores).all():
+            self._scored = gradient, np.asarray(scores, float)
+        # The prediction is as good as the curvature.
+        if self._plan is None and x.size <= _PAYS * self._expect:
+            made = differences(
+                lambda at: smooth.evaluate(at)[1], x, gradient, self._surface.limits(self._bound)
+            )
+            self._bought = made is not None
+            smooth.descended = made
+
+    def _buy_second(self, result: Any) -> None:
+        """Take second derivatives at the end, if they are likely to be paid for (rent or buy)."""
+        x, curve, tangents = _x_of(result), self._curve, self._tangents
+        if x is None or curve is None or tangents is None:
+            return
+        if self._plan is not None and self._plan.shared < 1.0:
+            return  # the next fit would have rows, too, that this one lacks
+        _, rent, bought = self._rent()
+        # Where it was bought before and fits are dear all the same, it is of little help.
+        price = quadratic.price(x.size) * _DEARER**bought
+        expected = self._expect * x.size if self._plan is None or self._plan.curved is None else 0
+        linear = tangents.linearized(x, curve.rows)
+        if linear is None or price > max(rent, expected):
+            return
+
+        def model(at: Vector) -> Any:
+            return self._plain(*self._given(at))
+
+        self._curved = quadratic.build(model, linear, curve.weights, curve.y)
+        self._bought = True
 
     def _challenge(self, call: Callable[[Mapping[str, Any]], Any], result: Any) -> Any:
         """Run a cold fit as well; returns the better result, with the evaluations of both."""
@@ -194,7 +285,7 @@ class Follower:
             changes[str(self._surface.function)] = self._function
         if plan is not None and (start := self._checked(plan)) is not None:
             changes[str(self._surface.start)] = start
-            changes |= self._tangent_for_scipy() | self._simplex_for_scipy(start)
+            changes |= self._tangent_for_scipy() | self._shape_for_scipy(plan, start)
         result = call(changes)
         if self._extra and isinstance(result, OptimizeResult) and "nfev" in result:
             result["nfev"] += self._extra
@@ -202,30 +293,47 @@ class Follower:
             return result
         return self._challenge(call, result) if self._is_suspect(plan, result) else result
 
-    def _simplex_for_scipy(self, x: Vector) -> dict[str, Any]:
+    def _shape_for_scipy(self, plan: Plan, x: Vector) -> dict[str, Any]:
+        """Return what a method takes besides a point: a simplex, a population, directions, radii.
+
+        Nothing that the caller has given is replaced, except a simplex, which is moved.
+        """
+        bound, surface = self._bound, self._surface.name
+        options = dict(bound.get("options") or {})
+        if surface == "fmin":
+            return {"initial_simplex": self._simplex(bound.get("initial_simplex"), x)}
+        if surface == "differential_evolution":
+            population = plan.spread()
+            enough = population is not None and len(population) >= _POPULATION
+            if population is None or not enough or not isinstance(bound.get("init", ""), str):
+                return {}
+            return {"init": np.clip(population, *self._surface.limits(bound))}
+        if surface != "minimize":
+            return {}
+        if self._method == "nelder-mead":
+            simplex = self._simplex(options.get("initial_simplex"), x)
+            return {"options": options | {"initial_simplex": simplex}}
+        if self._method == "powell" and (directions := plan.spread()) is not None:
+            return {"options": {"direc": directions} | options}
+        if self._method == "trust-constr":
+            return {"options": _NARROW | options}
+        return {}
+
+    def _simplex(self, given: Any, x: Vector) -> Vector:
         """Return a simplex about a point for Nelder and Mead's method, as large as a cold one's.
 
         scipy makes one of 5 % of x; about an x of zeros it would be smaller than the tolerance,
         and the fit over at once.
         """
-        options = dict(self._bound.get("options") or {})
-        legacy = self._surface.name == "fmin"
-        if not legacy and not (self._surface.name == "minimize" and self._method == "nelder-mead"):
-            return {}
-        name = "initial_simplex"
-        given = self._bound.get(name) if legacy else options.get(name)
-        start = np.array(self._bound[str(self._surface.start)], float)
         if given is not None:
-            simplex = np.asarray(given, float) - np.asarray(given, float)[0] + x
-        else:
-            sizes = 0.05 * np.maximum(np.abs(x), np.abs(start))
-            sides = np.diag(np.where(sizes > 0.0, sizes, 0.00025))
-            simplex = np.vstack([x, x + sides])
-        return {name: simplex} if legacy else {"options": options | {name: simplex}}
+            return np.asarray(np.asarray(given, float) - np.asarray(given, float)[0] + x)
+        start = np.array(self._bound[str(self._surface.start)], float)
+        sizes = 0.05 * np.maximum(np.abs(x), np.abs(start))
+        return np.vstack([x, x + np.diag(np.where(sizes > 0.0, sizes, 0.00025))])
 
     def _tangent_for_scipy(self) -> dict[str, Any]:
         """Return a Jacobian for MINPACK's Levenberg-Marquardt, which near a minimum needs few."""
-        bound, curve = self._bound, curve_of(self._surface, self._bound)
+        bound, curve = self._bound, self._curve
         plain = bound.get("method", "lm") == "lm" and bound.get("bounds") is None
         # curve_fit takes no Jacobian beside one standard deviation for all (scipy 1.17).
         plain = plain and np.ndim(bound.get("sigma", ())) == 1
@@ -299,7 +407,7 @@ class Follower:
         args = self._bound.get("args", ())
         return (x, *(args if isinstance(args, tuple) else (args,)))
 
-    def _run_smooth(self, smooth: _Smooth, call: Callable[[Mapping[str, Any]], Any]) -> Any:
+    def _run_smooth(self, smooth: Smooth, call: Callable[[Mapping[str, Any]], Any]) -> Any:
         plan, before, steps = self._plan, None, 0
         start = np.array(self._bound["x0"], float)
         if plan is not None:
@@ -340,7 +448,7 @@ class Follower:
                 result["nit"] += steps
         return result
 
-    def _buy(self, smooth: _Smooth, x: Vector, known: Vector) -> Vector:
+    def _buy(self, smooth: Smooth, x: Vector, known: Vector) -> Vector:
         """Return the inverse Hessian at a point, or the known one where that is no minimum's."""
         limits = self._surface.limits(self._bound)
         _, gradient = smooth.evaluate(x)
@@ -351,223 +459,61 @@ class Follower:
     def _tolerance(self) -> float:
         options = self._bound.get("options") or {}
         given = options.get("gtol", self._bound.get("tol"))
-        return float(given) if given is not None else 1e-5
+        return float(given) if given is not None else _TOLERANCE[self._method]
 
-    def asset(self, result: Any, bound: Mapping[str, Any]) -> dict[str, Any] | None:
+    def asset(self, result: Any) -> dict[str, Any] | None:
         """Return what the fits to come may use, or None if this one failed."""
         x = _x_of(result)
         if x is None:
             return None
         asset: dict[str, Any] = {"x": x}
         if self._smooth is not None:
-            metric = self._smooth.metric()
+            if self._scored is not None and self._rows is not None:
+                asset["scored"] = Scored(self._rows, *self._scored)._asdict()
+            elif self._plan is not None and self._plan.scored_in is not None:
+                asset["scored_in"] = self._plan.scored_in
+            metric = self._smooth.metric(x)
             if metric is not None and metric.shape == (x.size, x.size):
                 asset["metric"] = metric
-                asset["rent"] = self._rent(self._smooth)
-        curve = curve_of(self._surface, bound)
-        if self._tangents is not None and curve is not None:
-            model = self._tangents.linearized(x, curve.rows)
+                asset["rent"] = self._rent()
+        spread = _spread_of(result)
+        if spread is not None and spread.shape[1] == x.size:
+            asset["spread"] = spread
+        if self._tangents is not None and self._curve is not None:
+            model = self._tangents.linearized(x, self._curve.rows)
             if model is not None:
                 asset["linearized"] = model._asdict()
+            asset["rent"] = self._rent()
+            if self._curved is not None:
+                linear = self._curved.linear._asdict()
+                asset["curved"] = {**self._curved._asdict(), "linear": linear}
+            elif self._plan is not None and self._plan.curved_in is not None:
+                asset["curved_in"] = self._plan.curved_in
         return asset
 
-    def _rent(self, smooth: _Smooth) -> tuple[float, float, bool]:
+    def _rent(self) -> tuple[float, float, int]:
         """Return what this fit and those before it have paid, for the next."""
-        plan, spent = self._plan, float(max(smooth.counts().values()))
+        plan, spent, fair = self._plan, float(self._calls()), float(_FAIR_CURVE)
+        if self._smooth is not None:
+            spent = float(max(self._smooth.counts().values()))
+            fair = float(_FAIR * calls_a_gradient(self._bound, self._smooth.size))
         if plan is None or self._bought:
-            return spent, 0.0, self._bought
-        fair = _FAIR * calls_a_gradient(self._bound, len(plan.x) // 8)
+            before = 0 if plan is None else plan.bought
+            return spent, 0.0, before + self._bought
         return spent, plan.rent + max(0.0, spent - fair), plan.bought
 
 
-class _Smooth:
-    """An objective with its gradient, as `minimize` was given it."""
-
-    def __init__(self, bound: Mapping[str, Any], step: float, limits: tuple[Any, Any]) -> None:
-        self._step, self._limits = step, limits
-        self._fun: Any = bound["fun"]
-        self._jac: Any = bound.get("jac")
-        args = bound.get("args", ())
-        self._args = args if isinstance(args, tuple) else (args,)
-        self._size = int(np.size(bound["x0"]))
-        self._gathered = Gathered(self._size)
-        self._values: dict[bytes, Any] = {}
-        self._gradients: dict[bytes, Any] = {}
-        self._differences = _Differences(self._size)
-        self._count = {"nfev": 0, "njev": 0}
-        self.descended: Vector | None = None
-        """The inverse Hessian at the end of a descent that kept its promise."""
-        self.evaluate = Evaluator(self._both)
-
-    def _value(self, x: Vector, *args: Any) -> Any:
-        """Call the user's function; both where it returns both."""
-        name = x.tobytes()
-        if name in self._values:
-            known = self._values[name]
-            return (known[0], known[1].copy()) if self._jac is True else known
-        self._count["nfev"] += 1
-        value = self._fun(x, *args)
-        self._keep(self._values, name, value)
-        if self._jac is True:
-            self._gathered.add(x, np.asarray(value[1], float))
-        elif self._jac is None:
-            gradient = self._differences.add(x, value)
-            if gradient is not None:
-                self._gathered.add(*gradient)
-        return value
-
-    def _gradient(self, x: Vector, *args: Any) -> Any:
-        name = x.tobytes()
-        if name in self._gradients:
-            return self._gradients[name].copy()
-        self._count["njev"] += 1
-        gradient = self._jac(x, *args)
-        self._keep(self._gradients, name, gradient)
-        self._gathered.add(x, np.asarray(gradient, float))
-        return gradient
-
-    def _keep(self, known: dict[bytes, Any], name: bytes, value: Any) -> None:
-        # scipy overwrites what it is given in places.
-        known[name] = (value[0], np.array(value[1])) if self._jac is True else np.copy(value)
-        if len(known) > 2 * self._size + 4:
-            del known[next(iter(known))]
-
-    def _both(self, x: Vector) -> tuple[float, Vector]:
-        value = self._value(x, *self._args)
-        if self._jac is True:
-            return float(value[0]), np.asarray(value[1], float)
-        if self._jac is not None:
-            return float(value), np.asarray(self._gradient(x, *self._args), float)
-        return float(value), self._forward(x, float(value))
-
-    def _forward(self, x: Vector, value: float) -> Vector:
-        """Return the gradient by forward differences, backward at an upper bound."""
-        gradient = np.empty_like(x)
-        for place, outside in enumerate(x + self._step > self._limits[1]):
-            moved = x.copy()
-            moved[place] += -self._step if outside else self._step
-            there = float(self._value(moved, *self._args))
-            gradient[place] = (there - value) / (moved[place] - x[place])
-        return gradient
-
-    def functions(self) -> dict[str, Any]:
-        """Return the functions for scipy: what is known already is not evaluated again."""
-        made: dict[str, Any] = {"fun": self._value}
-        if callable(self._jac):
-            made["jac"] = self._gradient
-        return made
-
-    def counts(self) -> dict[str, int]:
-        """Return the calls of the user's functions so far, by scipy's names for them."""
-        if self._jac is None:
-            return {"nfev": self._count["nfev"]}
-        if self._jac is True:
-            return {"nfev": self._count["nfev"], "njev": self._count["nfev"]}
-        return self._count
-
-    def metric(self) -> Vector | None:
-        """Return the inverse Hessian at the end."""
-        return self._gathered.metric() if self.descended is None else self.descended
-
-
-class _Differences:
-    """Finds the gradients in a sequence of evaluations that take differences."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._base: tuple[Vector, Any] | None = None
-        self._columns: dict[int, Any] = {}
-
-    def add(self, x: Vector, value: Any) -> tuple[Vector, Any] | None:
-        """Note an evaluation; returns a point and the derivatives there, once all are known."""
-        if self._base is not None:
-            at, there = self._base
-            moved = np.flatnonzero(x != at)
-            if len(moved) == 1:
-                place = int(moved[0])
-                step = x[place] - at[place]
-                if abs(step) < 1e-4 * max(1.0, abs(at[place])):
-                    self._columns[place] = (np.asarray(value, float) - there) / step
-                    if len(self._columns) == self._size:
-                        made = np.array([self._columns[i] for i in range(self._size)])
-                        self._columns = {}
-                        return at, made
-                    return None
-        self._base, self._columns = (x.copy(), np.array(value, float)), {}
+def _spread_of(result: Any) -> Vector | None:
+    """Return the population, or the directions, with which a search ended."""
+    if not isinstance(result, OptimizeResult):
         return None
+    found = result.get("population", result.get("direc"))
+    fits = isinstance(found, np.ndarray) and found.ndim == 2 and found.size <= LARGEST
+    return np.array(found, float) if fits and np.isfinite(found).all() else None
 
 
-class _Tangents:
-    """Finds the Jacobians in a sequence of residuals that take differences; keeps the last."""
-
-    def __init__(self) -> None:
-        self._differences: _Differences | None = None
-        self._known: dict[bytes, Any] = {}
-        self._last: tuple[Vector, Vector, Vector] | None = None
-
-    def watch(self, function: Callable[..., Any], *, curve: bool) -> Callable[..., Any]:
-        """Return the function, its evaluations noted."""
-
-        @functools.wraps(function, updated=())
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            try:
-                given = np.array(args[1:] if curve else args[0])
-                if given.dtype.kind not in "iuf":  # complex steps, for one
-                    return function(*args, **kwargs)
-                x = given.astype(float)
-            except (TypeError, ValueError):
-                return function(*args, **kwargs)
-            # scipy evaluates where it starts twice or three times.
-            name = x.tobytes()
-            if name in self._known:
-                return self._known[name].copy()
-            value = function(*args, **kwargs)
-            if x.ndim == 1 and type(value) is np.ndarray and value.size <= _ROWS:
-                self._known[name] = value.copy()
-                if len(self._known) > 4:
-                    del self._known[next(iter(self._known))]
-                if self._differences is None:
-                    self._differences = _Differences(x.size)
-                found = self._differences.add(x, value)
-                base = self._differences._base  # noqa: SLF001
-                if found is not None and base is not None:
-                    self._last = found[0], base[1], found[1]
-            return value
-
-        return watched
-
-    def jacobian(self, model: Callable[[Vector], Vector], x: Vector, y: Vector) -> Vector:
-        """Return the Jacobian at a point, or a point so near that it makes no difference.
-
-        Forward differences with MINPACK's steps. The last one serves again where the values
-        have changed, along it, by less than 0.3 % of the residuals: what is left to gain is then
-        about that squared and squared again, less than MINPACK's own tolerance of 1.5e-8 on all
-        but the most curved problems.
-        """
-        if self._last is not None:
-            at, values, columns = self._last
-            moved = columns.T @ (x - at)
-            if np.linalg.norm(moved) <= _SAME * np.linalg.norm(values - y):
-                return np.ascontiguousarray(columns.T)
-        values = np.array(model(x), float)
-        columns = np.empty((x.size, y.size))
-        for place in range(x.size):
-            there = x.copy()
-            there[place] += _EPSILON * abs(x[place]) or _EPSILON
-            columns[place] = (model(there) - values) / (there[place] - x[place])
-        self._last = x.copy(), values, columns
-        return np.ascontiguousarray(columns.T)
-
-    def linearized(self, x: Vector, rows: NDArray[np.uint64]) -> Linearized | None:
-        """Return the model about the last point at which its Jacobian was taken."""
-        if self._last is None:
-            return None
-        at, values, columns = self._last
-        if values.shape != rows.shape or at.shape != x.shape:
-            return None
-        if np.abs(x - at).max() > _ABOUT * np.abs(x).max():
-            return None  # of another part of the way
-        return Linearized(rows, at, values, np.ascontiguousarray(columns.T))
+def _described(value: Any) -> str:
+    return f"one of {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def _x_of(result: Any) -> Vector | None:

@@ -251,9 +251,18 @@ def dumps(value: Any) -> bytes:
 
 
 def loads(raw: bytes) -> Any:
-    """Return what `dumps` was given."""
-    (size,) = _u32.unpack_from(raw)
-    tree, table = msgspec.msgpack.decode(raw[4 : 4 + size])
+    """Return what `dumps` was given.
+
+    Raises
+    ------
+    CodecError
+        For bytes that it did not write.
+    """
+    try:
+        (size,) = _u32.unpack_from(raw)
+        tree, table = msgspec.msgpack.decode(raw[4 : 4 + size])
+    except (struct.error, msgspec.MsgspecError, TypeError, ValueError) as error:
+        raise CodecError(f"not a payload: {error}") from error
     return decode_payload(tree, table, memoryview(raw)[4 + size :], max_bytes=MAX_DECODED)
 
 

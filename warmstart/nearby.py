@@ -40,8 +40,10 @@ __all__ = [
     "distance",
     "forget",
     "index",
+    "neighbour",
     "neighbours",
     "place_of",
+    "rows_in",
     "sweep",
 ]
 
@@ -118,6 +120,24 @@ def place_of(spec: FitSpec, rows_in: str | None = None, *, named: bool = False) 
     named : bool
         Whether parameters are known by name: fits of other numbers of them are near then, too.
     """
+    rows, numbers, labels = _parts(spec, rows_in)
+    shapes = [f"{a.dtype.str}{a.shape[1:]}" for a in rows]
+    key = spec.model_without_parameters() if named else spec.level_key(Level.FAMILY)
+    model = key.digest + bytes((named,))
+    family = blake3(model + msgspec.msgpack.encode([labels, sorted(numbers), shapes])).digest(16)
+    sketch = RowSketch.of(row_hashes(rows)) if rows else None
+    same = spec.part("data").digest[:8]
+    return Place(family=family, rows=sketch, numbers=numbers, same=same)
+
+
+def rows_in(spec: FitSpec, name: str | None = None) -> list[np.ndarray[Any, Any]]:
+    """Return the arrays that have a fit's rows, as `place_of` finds them."""
+    return _parts(spec, name)[0]
+
+
+def _parts(
+    spec: FitSpec, rows_in: str | None
+) -> tuple[list[np.ndarray[Any, Any]], dict[str, float], list[str]]:
     arrays: list[Any] = []
     numbers: dict[str, float] = {}
     labels: list[str] = []
@@ -126,14 +146,7 @@ def place_of(spec: FitSpec, rows_in: str | None = None, *, named: bool = False) 
             _sort(name, value, arrays, numbers, labels)
     for name, value in spec.hyper_values().items():
         _sort(f"hyper {name}", value, arrays, numbers, labels)
-    rows = rows_of(arrays)
-    shapes = [f"{a.dtype.str}{a.shape[1:]}" for a in rows]
-    key = spec.model_without_parameters() if named else spec.level_key(Level.FAMILY)
-    model = key.digest + bytes((named,))
-    family = blake3(model + msgspec.msgpack.encode([labels, sorted(numbers), shapes])).digest(16)
-    sketch = RowSketch.of(row_hashes(rows)) if rows else None
-    same = spec.part("data").digest[:8]
-    return Place(family=family, rows=sketch, numbers=numbers, same=same)
+    return rows_of(arrays), numbers, labels
 
 
 def _sort(
@@ -300,6 +313,14 @@ def neighbours(backend: Backend, place: Place, limit: int = 8) -> list[Neighbour
             found.append(_compare(Fingerprint(key), listed.place, place))
     found.sort(key=lambda neighbour: neighbour.apart)
     return found[:limit]
+
+
+def neighbour(backend: Backend, key: Fingerprint, place: Place) -> Neighbour | None:
+    """Return a final of the same family by its key, if it is in the index."""
+    listed = _listed(backend, key.digest)
+    if listed is None or listed.place.family != place.family:
+        return None
+    return _compare(key, listed.place, place)
 
 
 def _compare(key: Fingerprint, theirs: Place, ours: Place) -> Neighbour:

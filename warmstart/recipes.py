@@ -47,6 +47,8 @@ class Fits:
         How each began, and what it saved.
     scores : (k,) array or None
         Of the folds, if a score was asked for.
+    estimate : (n,) array or None
+        The solution of all of the data, where that was fitted as well.
     """
 
     index: NDArray[Any]
@@ -56,6 +58,7 @@ class Fits:
     results: list[Any] = field(repr=False)
     reports: list[FitReport] = field(repr=False)
     scores: NDArray[np.float64] | None = None
+    estimate: NDArray[np.float64] | None = None
 
     def to_frame(self) -> Any:
         """Return a pandas DataFrame, a row a fit."""
@@ -78,13 +81,10 @@ class Replicates(Fits):
 
     Parameters
     ----------
-    estimate : (n,) array
-        The solution of the data themselves.
     standard_error, bias : (n,) arrays
         Of the estimate.
     """
 
-    estimate: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     standard_error: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     bias: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
@@ -125,8 +125,6 @@ def _loop(
     description: str,
 ) -> list[tuple[Any, FitReport]]:
     """Do one fit a call, in turn or in as many processes; each begins near those before it."""
-    if not callable(fit):
-        raise ArgumentError(f"fit is a function that does one fit, not {type(fit).__name__}")
     if n_jobs is None or n_jobs == 1:
         shown: Iterable[tuple[Any, ...]] = (
             track(calls, description=description) if progress else calls
@@ -155,8 +153,10 @@ def _chain(
         return [_one(fit, call) for call in calls]
 
 
-def _one(fit: Fit, call: tuple[Any, ...]) -> tuple[Any, FitReport]:
-    with using(near=True) as reports:
+def _one(fit: Fit, call: tuple[Any, ...], expect: int = 0) -> tuple[Any, FitReport]:
+    if not callable(fit):
+        raise ArgumentError(f"fit is a function that does one fit, not {type(fit).__name__}")
+    with using(near=True, expect=expect) as reports:
         result = fit(*call)
     if not reports:
         raise ArgumentError(
@@ -235,6 +235,7 @@ def fit_folds(
     data: Sequence[ArrayLike],
     *,
     score: Callable[..., float] | None = None,
+    refit: bool = False,
     n_jobs: int | None = None,
     progress: bool = False,
 ) -> Fits:
@@ -250,6 +251,8 @@ def fit_folds(
         With a first axis in common.
     score : callable, optional
         ``score(x, *test)`` of the solution on the rows that were left out.
+    refit : bool
+        Fit all of the data, too, and first, so that the folds start from that: `estimate`.
     n_jobs, progress
         As in `fit_path`.
 
@@ -261,6 +264,7 @@ def fit_folds(
     arrays = _rows(data)
     splits = list(_splits(cv, arrays))
     calls = [tuple(array[train] for array in arrays) for train, _ in splits]
+    whole = _one(fit, tuple(arrays), expect=len(calls)) if refit else None
     answers = _loop(fit, calls, n_jobs=n_jobs, progress=progress, description="folds")
     scores = None
     if score is not None:
@@ -268,7 +272,8 @@ def fit_folds(
             float(score(_solution(result)[0], *(array[test] for array in arrays)))
             for (result, _), (_, test) in zip(answers, splits, strict=True)
         ]
-    return Fits(**_gather(answers, np.arange(len(splits)), scores))
+    found = _gather(answers, np.arange(len(splits)), scores)
+    return Fits(**found, estimate=_solution(whole[0])[0] if whole is not None else None)
 
 
 def bootstrap(
@@ -345,7 +350,7 @@ def _replicates(
     n_jobs: int | None,
     progress: bool,
 ) -> dict[str, Any]:
-    whole, _ = _loop(fit, [tuple(arrays)], n_jobs=None, progress=False, description="")[0]
+    whole, _ = _one(fit, tuple(arrays), expect=len(rows))
     calls = [tuple(array[drawn] for array in arrays) for drawn in rows]
     answers = _loop(fit, calls, n_jobs=n_jobs, progress=progress, description="replicates")
     return _gather(answers, np.arange(len(rows))) | {"estimate": _solution(whole)[0]}

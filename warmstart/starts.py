@@ -13,37 +13,53 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from warmstart.fingerprint import FitSpec
-from warmstart.nearby import Neighbour, Place, neighbours, place_of
+from warmstart.fingerprint import Fingerprint, FitSpec
+from warmstart.journal import dumps, loads
+from warmstart.nearby import Neighbour, Place, neighbour, neighbours, place_of
 from warmstart.predictors import (
     Curve,
+    Curved,
     Linearized,
     Predictor,
     Problem,
+    Scored,
     Solved,
     gauss_newton,
+    influence,
     nearest,
     path,
+    quadratic,
     regression,
 )
 from warmstart.sketch import row_hashes
 from warmstart.store import Store
 from warmstart.surfaces import Surface
 
-__all__ = ["Names", "Plan", "calls_a_gradient", "curve_of", "place_for", "plan_of", "propose"]
+__all__ = [
+    "LARGEST",
+    "Names",
+    "Plan",
+    "calls_a_gradient",
+    "curve_of",
+    "place_for",
+    "plan_of",
+    "propose",
+]
 
 Vector = NDArray[np.float64]
 
 ORDER: tuple[tuple[str, Predictor], ...] = (
+    ("quadratic", quadratic.predict),
     ("gauss-newton", gauss_newton.predict),
+    ("influence", influence.predict),
     ("path", path.predict),
     ("regression", regression.predict),
     ("nearest", nearest.predict),
 )
 _OUTLIER = 5.0
 """Times the lower sums of squares among near fits above which one is left out."""
-_ROWS = 20_000
-"""Residuals up to which a linearized model is of use."""
+LARGEST = 20_000
+"""Rows up to which what each has to say is kept."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,8 +83,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         Whether a new inverse Hessian is to be bought at the predicted point.
     rent : float
         Evaluations spent, since one was bought last, beyond what a good one would have cost.
-    bought : bool
-        Whether one was ever bought.
+    bought : int
+        How often one was bought in this chain of fits.
+    curved : bytes or None
+        The model to second order, of the rows of this fit.
+    curved_in, scored_in : bytes or None
+        The keys of the fits that have that model, and scores, for those that follow.
+    population : bytes or None
+        The population of the near fit, or its directions, float64, by rows.
     challenge : bool
         Whether a cold fit is to be run as well, and the better one returned.
     """
@@ -86,7 +108,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     candidates: int
     buy: bool
     rent: float
-    bought: bool
+    bought: int
+    curved: bytes | None = None
+    curved_in: bytes | None = None
+    scored_in: bytes | None = None
+    population: bytes | None = None
     challenge: bool = False
 
     @property
@@ -97,6 +123,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def point(self) -> Vector:
         """Return the predicted point."""
         return np.frombuffer(self.x).copy()
+
+    def model(self) -> Curved | None:
+        """Return the model to second order."""
+        return None if self.curved is None else _curved(loads(self.curved), len(self.x) // 8)
+
+    def spread(self) -> Vector | None:
+        """Return the population or the directions."""
+        if self.population is None:
+            return None
+        return np.frombuffer(self.population).reshape(-1, len(self.x) // 8).copy()
 
     def inverse_hessian(self) -> Vector | None:
         """Return the curvature."""
@@ -118,6 +154,8 @@ def plan_of(raw: bytes) -> Plan:
     if np.frombuffer(plan.nearest).shape != plan.point().shape:
         raise ValueError("a plan of points of two sizes")
     plan.inverse_hessian()
+    plan.model()
+    plan.spread()
     return plan
 
 
@@ -136,7 +174,10 @@ def propose(
     surface: Surface,
     place: Place,
     bound: Mapping[str, Any],
+    *,
     names: Names = None,
+    rows: NDArray[np.uint64] | None = None,
+    averaged: bool = False,
 ) -> tuple[Plan | None, str]:
     """Return where to begin, or None and why not.
 
@@ -152,6 +193,10 @@ def propose(
         The call's arguments.
     names : tuple of str, optional
         Of the parameters.
+    rows : array of uint64, optional
+        Hashes of the rows of its data, where their scores are given.
+    averaged : bool
+        Whether the objective is a mean over them.
     """
     if surface.start is None:
         return None, f"{surface.name} takes no start"
@@ -168,11 +213,14 @@ def propose(
     if not remembered:
         return None, "nothing near is remembered"
     known = [one.solved for one in remembered]
-    problem = Problem(place, known[0].x.size, curve)
+    problem = Problem(place, known[0].x.size, curve, rows, averaged)
     predictor, x = _predict(problem, known, surface.limits(bound), given)
     if x is None:
         return None, "no near solution is within the bounds"
     metric, rent = _curvature(remembered)
+    curved, curved_in = _model(problem, remembered)
+    if curve is not None:  # the second derivatives of a curve are bought when it is over
+        rent = max(remembered, key=lambda one: one.run).rent
     price = problem.size * calls_a_gradient(bound, problem.size)
     # An inverse Hessian is bought where it costs no more than the neighbour's own fit, which it
     # about halves at once; and again whenever the lack of one has cost as much (rent or buy).
@@ -191,9 +239,13 @@ def propose(
         shared=known[0].neighbour.shared,
         distance=known[0].neighbour.distance,
         candidates=len(known),
-        buy=affordable and metric is not None,
+        buy=affordable and metric is not None and not callable(bound.get("hess")),
         rent=rent.rent,
         bought=rent.bought,
+        curved=curved,
+        curved_in=curved_in,
+        scored_in=next((one.scored_in for one in remembered if one.scored_in), None),
+        population=None if first.spread is None else first.spread.astype(float).tobytes(),
     ), ""
 
 
@@ -202,7 +254,7 @@ class _Rent(NamedTuple):
 
     evaluations: float = 0.0
     rent: float = 0.0
-    bought: bool = False
+    bought: int = 0
 
 
 class _Remembered(NamedTuple):
@@ -214,26 +266,82 @@ class _Remembered(NamedTuple):
     rent: _Rent
     known: int
     """How many of the parameters it knows, where they have names."""
+    curved_in: bytes | None
+    """The key of the fit that has the model to second order."""
+    scored_in: bytes | None
+    """The key of the fit whose scores it was predicted from, or its own."""
+    spread: Vector | None
+    """Its population, or its directions."""
 
 
 def _remembered(store: Store, place: Place, start: Any, names: Names) -> list[_Remembered]:
     """Return the near fits with as many parameters, or named ones, the nearest first."""
+    owners: dict[bytes, Any] = {}
+    near = neighbours(store.backend, place)
+    found = [_remember(store, one, start, names, owners) for one in near]
+    # Among many that are equally near, the one that has the scores of all rows is soon not among
+    # the newest: those that were predicted from it know it.
+    listed = {one.key.digest for one in near}
+    missing = {one.scored_in for one in found if one and one.scored_in} - listed
+    for key in sorted(missing):
+        base = neighbour(store.backend, Fingerprint(key), place)
+        if base is not None:
+            found.append(_remember(store, base, start, names, owners))
+    usable = [one for one in found if one is not None]
+    return sorted(usable, key=lambda one: one.solved.neighbour.apart) if missing else usable
+
+
+def _remember(
+    store: Store, near: Neighbour, start: Any, names: Names, owners: dict[bytes, Any]
+) -> _Remembered | None:
+    """Return a near fit, if it has as many parameters, or named ones."""
     size = None if start is None else int(np.size(start))
-    found = []
-    for neighbour in neighbours(store.backend, place):
-        entry = store.best(neighbour.key)
-        asset = entry.payload.get("near") if entry and isinstance(entry.payload, dict) else None
-        if names is not None and asset is not None and size is not None:
-            asset = _by_name(asset, names, np.ravel(np.asarray(start, float)))
-        if entry is None or not isinstance(asset, dict):
-            continue
-        solved = _solved(neighbour, asset, size)
-        if solved is not None:
-            spent = asset.get("rent")
-            rent = _Rent(*spent) if isinstance(spent, tuple) and len(spent) == 3 else _Rent()
-            known = len(set(asset.get("names") or ()) & set(names or ()))
-            found.append(_Remembered(solved, entry.objective, entry.run, rent, known))
-    return found
+    entry = store.best(near.key)
+    asset = entry.payload.get("near") if entry and isinstance(entry.payload, dict) else None
+    if names is not None and asset is not None and size is not None:
+        asset = _by_name(asset, names, np.ravel(np.asarray(start, float)))
+    if entry is None or not isinstance(asset, dict):
+        return None
+    solved = _solved(near, asset, size)
+    if solved is None:
+        return None
+    owner, solved = _with_curved(store, solved, asset, owners)
+    spent = asset.get("rent")
+    rent = _Rent(*spent) if isinstance(spent, tuple) and len(spent) == 3 else _Rent()
+    known = len(set(asset.get("names") or ()) & set(names or ()))
+    scored_in = near.key.digest if solved.scored is not None else asset.get("scored_in")
+    if not isinstance(scored_in, bytes) or len(scored_in) != len(near.key.digest):
+        scored_in = None
+    spread = asset.get("spread")
+    if not isinstance(spread, np.ndarray) or spread.shape[1:] != solved.x.shape:
+        spread = None
+    return _Remembered(solved, entry.objective, entry.run, rent, known, owner, scored_in, spread)
+
+
+def _with_curved(
+    store: Store, solved: Solved, asset: dict[str, Any], owners: dict[bytes, Any]
+) -> tuple[bytes | None, Solved]:
+    """Add the model to second order that a fit has, or that of another to which it points."""
+    owner, raw = solved.neighbour.key.digest, asset.get("curved")
+    pointer = asset.get("curved_in")
+    if raw is None and isinstance(pointer, bytes) and len(pointer) == len(owner):
+        owner = pointer
+        if owner not in owners:
+            entry = store.best(Fingerprint(owner))
+            payload = entry.payload if entry and isinstance(entry.payload, dict) else {}
+            theirs = payload.get("near")
+            owners[owner] = theirs.get("curved") if isinstance(theirs, dict) else None
+        raw = owners[owner]
+    curved, linear = _curved(raw, solved.x.size), solved.linearized
+    if curved is None:
+        return None, solved
+    if linear is not None and np.array_equal(linear.rows, curved.linear.rows):
+        curved = curved._replace(linear=linear)  # nearer; second derivatives change little
+    return owner, solved._replace(curved=curved)
+
+
+_BY_PLACE = {"metric", "linearized", "curved", "curved_in", "scored", "scored_in", "spread"}
+"""What a near fit has left in the order of its own parameters."""
 
 
 def _by_name(asset: Any, names: tuple[str, ...], start: Vector) -> dict[str, Any] | None:
@@ -248,9 +356,9 @@ def _by_name(asset: Any, names: tuple[str, ...], start: Vector) -> dict[str, Any
     known = dict(zip(theirs, x, strict=True))
     if known.keys().isdisjoint(names) or len(names) != start.size:
         return None
-    moved = dict(asset)
+    moved = {name: asset[name] for name in asset if name not in _BY_PLACE}
     moved["x"] = np.array([known.get(name, at) for name, at in zip(names, start, strict=True)])
-    metric, model = moved.pop("metric", None), moved.pop("linearized", None)
+    metric, model = asset.get("metric"), asset.get("linearized")
     if known.keys() == set(names):
         order = [theirs.index(name) for name in names]
         if isinstance(metric, np.ndarray) and metric.shape == (x.size, x.size):
@@ -280,7 +388,8 @@ def _solved(neighbour: Neighbour, asset: dict[str, Any], size: int | None) -> So
         return None
     if not isinstance(metric, np.ndarray) or not _is_metric(metric, x.size):
         metric = None
-    return Solved(neighbour, x, metric, _linearized(model, x.size))
+    scored = _scored(asset.get("scored"), x.size)
+    return Solved(neighbour, x, metric, _linearized(model, x.size), scored=scored)
 
 
 def _is_metric(metric: Vector, size: int) -> bool:
@@ -297,6 +406,48 @@ def _linearized(model: Any, size: int) -> Linearized | None:
     count = len(made.rows)
     shapes = [item.shape for item in made]
     return made if shapes == [(count,), (size,), (count,), (count, size)] else None
+
+
+def _scored(raw: Any, size: int) -> Scored | None:
+    if not isinstance(raw, dict) or raw.keys() != set(Scored._fields):
+        return None
+    made = Scored(**raw)
+    if not all(isinstance(item, np.ndarray) for item in made):
+        return None
+    count = len(made.rows)
+    fits = [item.shape for item in made] == [(count,), (size,), (count, size)]
+    return made if fits and np.isfinite(made.scores).all() else None
+
+
+def _curved(raw: Any, size: int) -> Curved | None:
+    if not isinstance(raw, dict) or raw.keys() != set(Curved._fields):
+        return None
+    linear = _linearized(raw["linear"], size)
+    basis, second = raw["basis"], raw["second"]
+    if linear is None or not (isinstance(basis, np.ndarray) and isinstance(second, np.ndarray)):
+        return None
+    shapes = basis.shape, second.shape
+    fits = shapes == ((size, size), (len(linear.rows), size, size))
+    if not fits or not (np.isfinite(basis).all() and np.linalg.matrix_rank(basis, 0.0) == size):
+        return None
+    return Curved(linear, basis, second)
+
+
+def _model(
+    problem: Problem, remembered: Sequence[_Remembered]
+) -> tuple[bytes | None, bytes | None]:
+    """Return the model to second order of this fit's rows, and whose it is."""
+    curve = problem.curve
+    for one in remembered:
+        curved = one.solved.curved
+        if curve is None or curved is None or one.solved.neighbour.distance > 0.0:
+            continue
+        places, there = gauss_newton.match(curved.linear, curve)
+        if there.all():
+            ours = quadratic.taken(curved, places)
+            raw = {**ours._asdict(), "linear": ours.linear._asdict()}
+            return dumps(raw), one.curved_in
+    return None, None
 
 
 def _pulled(x: Vector, start: Any, limits: tuple[Any, Any]) -> Vector:
@@ -349,7 +500,7 @@ def curve_of(surface: Surface, bound: Mapping[str, Any]) -> Curve | None:
         y = np.asarray(bound["ydata"], float)
         xdata = np.asarray(bound["xdata"])
         sigma = np.asarray(1.0 if bound.get("sigma") is None else bound["sigma"], float)
-        if y.ndim != 1 or sigma.ndim > 1 or len(y) > _ROWS:
+        if y.ndim != 1 or sigma.ndim > 1 or len(y) > LARGEST:
             return None
         # Predictors of a model may stand by columns: (k, m) for m values.
         rows = xdata.T if xdata.ndim == 2 and xdata.shape[1] == len(y) else xdata

@@ -89,8 +89,20 @@ class Warm:
     challenge : int
         Every so many near fits of a family one is run cold as well, and the better result
         returned; 0 for never. After a better one was found, all are, until they agree.
+    scores : callable, optional
+        ``scores(x, *args)`` returns the gradient of each row's loss, an (m, n) array; it is asked
+        for once at each solution. From the scores of a fit to all of the data, fits to parts of
+        them (folds, replicates) are predicted without an evaluation. For methods of `minimize`
+        that take gradients, and objectives that are a sum or a mean over rows, with or without
+        a penalty.
+    averaged : bool
+        Whether the objective is a mean over rows, and not a sum.
+    expect : int
+        Near fits that are to follow, if that is known: second derivatives of a curve, for which
+        so many of them pay, are taken at once, and not only when some have shown that it pays.
     required : bool
-        Raise `NearError` if a near start was asked for, and none was found.
+        Raise `NearError` if no near start was found, or it was not used to the end; what was
+        fitted is remembered all the same.
     progress : bool
         Show evaluations, best objective and rate on standard error.
     interval : float
@@ -116,6 +128,9 @@ class Warm:
     near: bool = False
     parameters: Sequence[str] | None = None
     challenge: int = 50
+    scores: Callable[..., Any] | None = None
+    averaged: bool = False
+    expect: int = 0
     required: bool = False
     progress: bool = False
     interval: float = 2.0
@@ -155,15 +170,30 @@ class Warm:
             object.__setattr__(self, "parameters", tuple(names))
             if len(set(names)) != len(names):
                 raise ArgumentError(f"two parameters have the same name: {names!r:.60}")
-        number = self.challenge
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise ArgumentError(f"challenge is a number of fits from 0 up, not {number!r:.60}")
+        if self.scores is not None and not callable(self.scores):
+            raise ArgumentError(
+                f"scores is a function of x and args, not {type(self.scores).__name__}"
+            )
+        for name in ("challenge", "expect"):
+            number = getattr(self, name)
+            if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+                raise ArgumentError(f"{name} is a number of fits from 0 up, not {number!r:.60}")
         object.__setattr__(self, "track", check_tracked(self.track))
         if self.store is not None and not isinstance(self.store, Store):
             object.__setattr__(self, "store", _store_at(self.store))
 
 
-_SWITCHES = ("enabled", "refit", "resume", "strict", "dedup", "near", "required", "progress")
+_SWITCHES = (
+    "enabled",
+    "refit",
+    "resume",
+    "strict",
+    "dedup",
+    "near",
+    "averaged",
+    "required",
+    "progress",
+)
 _WORDS = {"callbacks": ("run", "skip"), "on_interrupt": ("raise", "return")}
 
 

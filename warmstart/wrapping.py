@@ -28,15 +28,16 @@ from warmstart.errors import (
 from warmstart.fingerprint import FitSpec, Level, code_fingerprint, environment
 from warmstart.following import Follower
 from warmstart.journal import NONE, Found, Header, Journal, dumps, loads
-from warmstart.nearby import Place, index
+from warmstart.nearby import Place, index, rows_in
 from warmstart.randomness import Dice, restore, states
 from warmstart.recent import Recent, signature
 from warmstart.record import Entry, EntryKind, Start
 from warmstart.recording import Changed, Recorder, Stopped, current
 from warmstart.rewarn import overhear, rewarn
 from warmstart.session import LoadedEntry, LoadSource, Session
-from warmstart.starts import Names, Plan, place_for, plan_of, propose
-from warmstart.surfaces import Surface
+from warmstart.sketch import row_hashes
+from warmstart.starts import LARGEST, Names, Plan, place_for, plan_of, propose
+from warmstart.surfaces import ONE, Function, Surface
 from warmstart.warm import FitReport, Near, Warm, options_of, store_of, tell
 
 __all__ = ["remembered"]
@@ -368,7 +369,16 @@ class _Run:
             try:
                 names = self._names()
                 place = self._place = place_for(surface, self._spec, names)
-                plan, why = propose(store, surface, place, self._call.bound, names)
+                rows = self._row_hashes()
+                plan, why = propose(
+                    store,
+                    surface,
+                    place,
+                    self._call.bound,
+                    names=names,
+                    rows=rows,
+                    averaged=self._call.options.averaged,
+                )
             except _NO_START as error:  # of arguments that scipy may still make sense of
                 return None, f"no start could be predicted: {error}"
             if plan is not None:
@@ -510,7 +520,16 @@ class _Run:
         if not call.options.near or call.surface.function is None:
             return run({})
         bound = {**call.bound, **changes}
-        self._follower = Follower(call.surface, bound, self._plan, recorder.counted)
+        scores = call.options.scores
+        self._follower = Follower(
+            call.surface,
+            bound,
+            self._plan,
+            recorder.counted,
+            expect=call.options.expect,
+            scores=scores and recorder.wrap(Function("scores", scores, ONE, primary=False)),
+            rows=self._row_hashes(),
+        )
         return self._follower.run(run)
 
     def _prepare(self, recorder: Recorder, journal: Journal | None) -> dict[str, Any]:
@@ -563,7 +582,19 @@ class _Run:
                 kept, why = False, f"the result could not be kept: {error}"
         if not kept:
             why = why or "the result could not be kept"
+        if call.options.required and (missing := self._why_not()) is not None:
+            raise NearError(
+                f"{missing}; Warm(required=True) asks for a near start. The result is remembered: "
+                "the same call returns it"
+            )
         return _with_report(result, self._report(recorder, why))
+
+    def _row_hashes(self) -> np.ndarray[Any, np.dtype[np.uint64]] | None:
+        """Return a hash for each row of the data, where their scores are given."""
+        if self._call.options.scores is None:
+            return None
+        rows = rows_in(self._spec)
+        return row_hashes(rows) if rows and len(rows[0]) <= LARGEST else None
 
     def _names(self) -> Names:
         names = self._call.options.parameters
@@ -574,7 +605,7 @@ class _Run:
         if self._follower is None:
             return {}
         try:
-            asset = self._follower.asset(result, self._call.bound)
+            asset = self._follower.asset(result)
             if asset is None:
                 return {}
             if self._place is None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from warmstart.nearby import Neighbour, Place
 
-__all__ = ["Curve", "Linearized", "Predictor", "Problem", "Solved"]
+__all__ = ["Curve", "Curved", "Linearized", "Predictor", "Problem", "Scored", "Solved"]
 
 Vector = NDArray[np.float64]
 
@@ -59,6 +59,42 @@ class Linearized(NamedTuple):
     jacobian: Vector
 
 
+class Curved(NamedTuple):
+    """A model about a point, to second order; see `warmstart.predictors.quadratic`.
+
+    Parameters
+    ----------
+    linear : Linearized
+        To first order.
+    basis : (n, n) array
+        The directions, as columns, along which the second derivatives were taken.
+    second : (m, n, n) array
+        Those derivatives.
+    """
+
+    linear: Linearized
+    basis: Vector
+    second: Vector
+
+
+class Scored(NamedTuple):
+    """The gradient at a solution, and the part that each row has in it.
+
+    Parameters
+    ----------
+    rows : (m,) array of uint64
+        Hashes of the rows of data.
+    gradient : (n,) array
+        Of the objective.
+    scores : (m, n) array
+        Of each row's loss.
+    """
+
+    rows: NDArray[np.uint64]
+    gradient: Vector
+    scores: Vector
+
+
 class Problem(NamedTuple):
     """What is to be fitted."""
 
@@ -66,6 +102,10 @@ class Problem(NamedTuple):
     size: int
     """Number of parameters."""
     curve: Curve | None = None
+    rows: NDArray[np.uint64] | None = None
+    """Hashes of the rows of its data, where the caller gives their scores."""
+    averaged: bool = False
+    """Whether the objective is a mean over them."""
 
 
 class Solved(NamedTuple):
@@ -76,6 +116,8 @@ class Solved(NamedTuple):
     metric: Vector | None = None
     """Its inverse Hessian."""
     linearized: Linearized | None = None
+    curved: Curved | None = None
+    scored: Scored | None = None
 
 
 Predictor = Callable[[Problem, Sequence[Solved]], Vector | None]

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from warmstart.predictors import Curve, Linearized, Problem, Solved, Vector
 
-__all__ = ["misfit", "predict"]
+__all__ = ["match", "misfit", "predict"]
 
 _SHARED = 0.5
 """Of the rows, at least."""
 
 
-def _match(model: Linearized, curve: Curve) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+def match(model: Linearized, curve: Curve) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """Return where in a model each row of a curve stands, and whether it is there at all."""
     order = np.argsort(model.rows)
     places = np.searchsorted(model.rows[order], curve.rows)
@@ -39,7 +39,7 @@ def misfit(curve: Curve, solved: Solved) -> tuple[float, float]:
     """
     if solved.linearized is None:
         return 1.0, np.inf
-    places, there = _match(solved.linearized, curve)
+    places, there = match(solved.linearized, curve)
     if not there.any():
         return 1.0, np.inf
     left = (curve.weights * (solved.linearized.values[places] - curve.y))[there]
@@ -55,7 +55,7 @@ def predict(problem: Problem, known: Sequence[Solved]) -> Vector | None:
         model = solved.linearized
         if model is None or solved.neighbour.distance > 0.0:
             continue
-        places, there = _match(model, curve)
+        places, there = match(model, curve)
         if there.mean() < _SHARED or there.sum() < problem.size:
             continue
         weights = curve.weights[there]
