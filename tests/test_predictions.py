@@ -364,3 +364,77 @@ class TestOtherMethods:
             with pytest.raises(NearError, match=r"own start is better .*The result is remembered"):
                 optimize.minimize(well, here, (here,), warm=Warm(required=True))
             assert optimize.minimize(well, here, (here,)).warm.source == "final"
+
+
+class TestResiduals:
+    """Least squares whose residuals only the call describes."""
+
+    @staticmethod
+    def fit(module, function, t, y, **options):
+        begin = [2.0, 0.2, 1.0, 1.0]
+        if module.__name__.endswith("leastsq"):
+            return module(function, begin, args=(t, y), **options)
+        return module(function, begin, args=(t, y), method="lm", **options)
+
+    @pytest.mark.parametrize("name", ["least_squares", "leastsq"])
+    def test_rows_left_out(self, store, name):
+        """Residuals that did not change are known: as cheap as curves."""
+        rng = np.random.default_rng(4)
+        t = np.linspace(0.0, 5.0, 60)
+        y = 3.0 * np.exp(-0.3 * t) + 2.0 * np.exp(-2.0 * t) + 0.01 * rng.normal(size=60)
+
+        def residuals(x, t, y):
+            return x[0] * np.exp(-x[1] * t) + x[2] * np.exp(-x[3] * t) - y
+
+        function = Counted(residuals)
+        with using(store=store):
+            found = jackknife(
+                lambda t, y: self.fit(getattr(optimize, name), function, t, y), (t, y)
+            )
+        assert [report.near.predictor for report in found.reports].count("quadratic") > 50
+        assert np.median(found.nfev) <= 4
+        kept = np.arange(60) != 7
+        exact = self.fit(getattr(scipy.optimize, name), residuals, t[kept], y[kept])
+        exact = exact[0] if name == "leastsq" else exact.x
+        np.testing.assert_allclose(found.x[7], exact, rtol=1e-4)
+
+    @pytest.mark.parametrize("method", ["lm", "trf", "dogbox"])
+    def test_other_values(self, store, method):
+        """Replicates whose rows are all new: the Jacobian is still what it was."""
+        rng = np.random.default_rng(4)
+        t = np.linspace(0.0, 5.0, 60)
+
+        def residuals(x, t, y):
+            return x[0] * np.exp(-x[1] * t) - y
+
+        function = Counted(residuals)
+        cold = near = 0
+        for _ in range(6):
+            y = 3.0 * np.exp(-0.3 * t) + 0.1 * rng.normal(size=60)
+            function.calls = 0
+            plain = scipy.optimize.least_squares(function, [1.0, 1.0], args=(t, y), method=method)
+            cold += function.calls
+            function.calls = 0
+            with using(store=store, near=True):
+                found = optimize.least_squares(function, [1.0, 1.0], args=(t, y), method=method)
+            near += function.calls
+            np.testing.assert_allclose(found.x, plain.x, rtol=1e-4)
+        assert found.warm.near.predictor == "nearest"
+        assert cold > 1.5 * near
+
+    def test_residuals_that_are_not_of_rows(self, store):
+        """Their promise does not come true; the answer is right all the same."""
+        t = np.linspace(0.0, 5.0, 40)
+
+        def residuals(x, t, y):
+            smooth = np.cumsum(x[0] * np.exp(-x[1] * t) - y)
+            return smooth - smooth.mean()
+
+        y = 3.0 * np.exp(-0.3 * t)
+        with using(store=store, near=True, expect=5):
+            for left in range(6):
+                kept = np.arange(40) != 5 * left
+                found = optimize.least_squares(
+                    residuals, [2.5, 0.2], args=(t[kept], y[kept]), method="lm"
+                )
+                np.testing.assert_allclose(found.x, [3.0, 0.3], rtol=1e-6)

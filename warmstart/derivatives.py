@@ -167,7 +167,7 @@ class Tangents:
     """Finds the Jacobians in a sequence of residuals that take differences; keeps the last."""
 
     def __init__(self, curve: Curve | None, curved: Curved | None) -> None:
-        self._curve, self._curved = curve, curved
+        self._curve, self.curved = curve, curved
         self._differences: Differences | None = None
         self._known: dict[bytes, Any] = {}
         self._last: tuple[Vector, Vector, Vector] | None = None
@@ -236,13 +236,13 @@ class Tangents:
         the minimal r'r, with z'z about n in standard errors: less than MINPACK's own tolerance
         of 1.5e-8 r'r, as long as e is less than 4e-5 of r, times the root of n.
         """
-        if self._curve is None or self._curved is None:
+        if self._curve is None or self.curved is None:
             return None
-        weights, around = self._curve.weights, [self._curved]
+        weights, around = self._curve.weights, [self.curved]
         if self._last is not None:  # about the last one by differences, or made from it
             at, there, columns = self._last
-            linear = self._curved.linear._replace(at=at, values=there, jacobian=columns.T)
-            around.append(self._curved._replace(linear=linear))
+            linear = self.curved.linear._replace(at=at, values=there, jacobian=columns.T)
+            around.append(self.curved._replace(linear=linear))
         edge = _TRUE * np.sqrt(x.size) * np.linalg.norm(weights * (values - y))
         for curved in around:
             if np.linalg.norm(weights * (values - quadratic.values(curved, x))) <= edge:

@@ -67,6 +67,10 @@ _NARROW = {
 six parameters, a sphere as constraint, 2026-11)."""
 
 
+_DIFFERENCES = {"jac", "epsfcn", "Dfun", "diff_step", "jac_sparsity", "x_scale"}
+"""Arguments with which the caller says how derivatives are taken."""
+
+
 class Spent(NamedTuple):
     """What a plan came to."""
 
@@ -332,19 +336,30 @@ class Follower:
         return np.vstack([x, x + np.diag(np.where(sizes > 0.0, sizes, 0.00025))])
 
     def _tangent_for_scipy(self) -> dict[str, Any]:
-        """Return a Jacobian for MINPACK's Levenberg-Marquardt, which near a minimum needs few."""
-        bound, curve = self._bound, self._curve
-        plain = bound.get("method", "lm") == "lm" and bound.get("bounds") is None
-        # curve_fit takes no Jacobian beside one standard deviation for all (scipy 1.17).
-        plain = plain and np.ndim(bound.get("sigma", ())) == 1
-        if self._tangents is None or curve is None or not plain or {"jac", "epsfcn"} & bound.keys():
+        """Return a Jacobian for scipy, which near a minimum needs few, where it takes differences.
+
+        For MINPACK's Levenberg-Marquardt; for the others if they have second derivatives.
+        """
+        bound, curve, tangents = self._bound, self._curve, self._tangents
+        if tangents is None or curve is None or _DIFFERENCES & bound.keys():
             return {}
-        function, y, tangents = self._function, curve.y, self._tangents
+        function, y = self._function, curve.y
+        bounded = not _is_free(self._surface.limits(bound))
+        if self._surface.kind == "curve":
+            # curve_fit takes no Jacobian beside one standard deviation for all (scipy 1.17).
+            plain = bound.get("method", "lm") == "lm" and np.ndim(bound.get("sigma", ())) == 1
 
-        def jac(xdata: Any, *x: float) -> Vector:
-            return tangents.jacobian(lambda at: function(xdata, *at), np.array(x, float), y)
+            def jac(xdata: Any, *x: float) -> Vector:
+                return tangents.jacobian(lambda at: function(xdata, *at), np.array(x, float), y)
 
-        return {"jac": jac}
+            return {"jac": jac} if plain and not bounded else {}
+
+        def slope(x: Vector, *args: Any) -> Vector:
+            return tangents.jacobian(lambda at: function(at, *args), np.array(x, float), y)
+
+        if bounded or not tangents.curved:
+            return {}
+        return {{"leastsq": "Dfun", "least_squares": "jac"}[self._surface.name]: slope}
 
     def _is_suspect(self, plan: Plan, result: Any) -> bool:
         """Whether the sum of squares is larger than those of the near fits let expect.
@@ -379,7 +394,12 @@ class Follower:
             return found if np.isfinite(found) else np.inf
 
         edge = plan.value + _FAR * abs(plan.value)
-        x, at = plan.point(), value(plan.point())
+        x = self._stepped(plan)
+        at = value(x)
+        if not np.array_equal(x, plan.point()) and not at < value(plan.point()):
+            x = plan.point()
+            at = value(x)
+            self._extra -= 1  # it was known
         self._scale = at if np.isfinite(at) else 0.0
         if self._tangents is not None:
             self._extra -= 1  # scipy will find it known
@@ -396,6 +416,24 @@ class Follower:
         why = "the caller's own start is better than the predicted one"
         self.spent = Spent(used=False, why=why)
         return None
+
+    def _stepped(self, plan: Plan) -> Vector:
+        """Return where a Gauss-Newton step with the near fit's Jacobian leads.
+
+        Its rows were other ones, but new values beside old predictors, such as a replicate's,
+        leave the Jacobian what it was: only the residuals are asked for.
+        """
+        model, x = plan.linearized(), plan.point()
+        if model is None:
+            return x
+        self._extra += 1
+        try:
+            residuals = np.asarray(self._function(*self._given(model.at)), float)
+            step, *_ = np.linalg.lstsq(model.jacobian, -residuals, rcond=None)
+        except (ArithmeticError, TypeError, ValueError, np.linalg.LinAlgError):
+            return x
+        moved = np.clip(model.at + step, *self._surface.limits(self._bound))
+        return np.asarray(moved) if np.isfinite(moved).all() else x
 
     def _given(self, x: Vector) -> tuple[Any, ...]:
         """Return the arguments with which scipy calls the function at a point."""
@@ -510,6 +548,10 @@ def _spread_of(result: Any) -> Vector | None:
     found = result.get("population", result.get("direc"))
     fits = isinstance(found, np.ndarray) and found.ndim == 2 and found.size <= LARGEST
     return np.array(found, float) if fits and np.isfinite(found).all() else None
+
+
+def _is_free(limits: tuple[Any, Any]) -> bool:
+    return bool(np.all(np.isneginf(limits[0])) and np.all(np.isposinf(limits[1])))
 
 
 def _described(value: Any) -> str:

@@ -31,7 +31,7 @@ from warmstart.predictors import (
     quadratic,
     regression,
 )
-from warmstart.sketch import row_hashes
+from warmstart.sketch import row_hashes, rows_of
 from warmstart.store import Store
 from warmstart.surfaces import Surface
 
@@ -89,6 +89,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         The model to second order, of the rows of this fit.
     curved_in, scored_in : bytes or None
         The keys of the fits that have that model, and scores, for those that follow.
+    linear : bytes or None
+        Residuals and Jacobian of a near fit to other values, one for each of this fit's.
     population : bytes or None
         The population of the near fit, or its directions, float64, by rows.
     challenge : bool
@@ -113,6 +115,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     curved_in: bytes | None = None
     scored_in: bytes | None = None
     population: bytes | None = None
+    linear: bytes | None = None
     challenge: bool = False
 
     @property
@@ -127,6 +130,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def model(self) -> Curved | None:
         """Return the model to second order."""
         return None if self.curved is None else _curved(loads(self.curved), len(self.x) // 8)
+
+    def linearized(self) -> Linearized | None:
+        """Return the residuals to first order."""
+        return None if self.linear is None else _linearized(loads(self.linear), len(self.x) // 8)
 
     def spread(self) -> Vector | None:
         """Return the population or the directions."""
@@ -155,6 +162,7 @@ def plan_of(raw: bytes) -> Plan:
         raise ValueError("a plan of points of two sizes")
     plan.inverse_hessian()
     plan.model()
+    plan.linearized()
     plan.spread()
     return plan
 
@@ -227,6 +235,11 @@ def propose(
     affordable = price <= (rent.rent if rent.bought else rent.evaluations)
     first = remembered[0]
     values = [one.value for one in remembered if one.value is not None]
+    linear = None
+    if surface.kind == "residuals" and predictor == "nearest" and curve is not None:
+        linear = known[0].linearized
+        if linear is not None and len(linear.rows) != len(curve.rows):
+            linear = None
     return Plan(
         x=x.tobytes(),
         nearest=_pulled(known[0].x, given, surface.limits(bound)).tobytes(),
@@ -245,6 +258,7 @@ def propose(
         curved=curved,
         curved_in=curved_in,
         scored_in=next((one.scored_in for one in remembered if one.scored_in), None),
+        linear=None if linear is None else dumps(linear._asdict()),
         population=None if first.spread is None else first.spread.astype(float).tobytes(),
     ), ""
 
@@ -493,7 +507,18 @@ def calls_a_gradient(bound: Mapping[str, Any], size: int) -> int:
 
 
 def curve_of(surface: Surface, bound: Mapping[str, Any]) -> Curve | None:
-    """Return the data of a curve, where it is one of numbers."""
+    """Return the data of a curve, where it is one of numbers.
+
+    Residuals that depend on rows of arguments, one each, are a curve that is fitted to zero;
+    whether they do is seen when their Jacobian is kept.
+    """
+    if surface.kind == "residuals" and bound.get("loss", "linear") == "linear":
+        given = bound.get("args", ())
+        arrays = rows_of(given if isinstance(given, tuple) else (given,))
+        if bound.get("kwargs") or not arrays or len(arrays[0]) > LARGEST:
+            return None
+        count = len(arrays[0])
+        return Curve(row_hashes(arrays), np.zeros(count), np.ones(count))
     if surface.kind != "curve":
         return None
     try:
