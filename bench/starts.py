@@ -20,7 +20,9 @@ the ratios: it is no saving to stop early in the wrong place.
 
 A call of the objective is one evaluation, with its gradient or without; a Jacobian by differences
 is as many as it has columns. Nothing but scipy's own call is told to ``warmstart``: no rows, no
-order, no names.
+order, no names. Of the curves of NIST's problems it is told how many replicates are to come
+(``expect``); and in the scenarios "with scores" the gradient of each row's loss, each call of which
+is counted as one of the objective.
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ class Scenario:
     goal : float, optional
         To be reached.
     told : str
-        What warmstart sees of the data: ``"call"``, or ``"curve"``.
+        What warmstart sees of the data: ``"call"``, ``"scores"`` or ``"curve"``.
     tolerance : float
         By how much an objective may be higher than the cold one's, relative. At loose
         tolerances cold fits themselves end that much above the minimum.
@@ -140,6 +142,14 @@ def logistic(w, x, signs, lam):
     penalty = lam * np.r_[0.0, w[1:]]
     p = scipy.special.expit(-z)
     return np.logaddexp(0.0, -z).mean() + 0.5 * penalty @ w, -(x.T @ (signs * p)) / len(x) + penalty
+
+
+def logistic_scores(w, x, signs, _lam):
+    """Return the gradient of each row's loss."""
+    return -x * (signs * scipy.special.expit(-signs * (x @ w)))[:, None]
+
+
+SCORES = Counted(logistic_scores)
 
 
 def multinomial(w, x, labels, classes, lam):
@@ -288,6 +298,16 @@ def logistic_jackknife(number):
         yield minimize(logistic, np.zeros(31), (CANCER[kept], BENIGN[kept], 1.0 / 512), 1e-5)
 
 
+def with_all_first(scenario):
+    """Return a scenario that fits all rows first, as whoever gives their scores would."""
+
+    def fits(number):
+        yield minimize(logistic, np.zeros(31), (CANCER, BENIGN, 1.0 / 512))
+        yield from scenario(number)
+
+    return fits
+
+
 def returns():
     """Return daily returns of the S&P 500 in per cent, 1999 to 2018, from the package arch."""
     place = Path(find_spec("arch").submodule_search_locations[0]) / "data/sp500/sp500.csv.gz"
@@ -411,6 +431,12 @@ def scenarios(*, quick: bool) -> list[Scenario]:
             options={"challenge": 5},
         ),
     ]
+    for name, make, number in (
+        ("10-fold logistic, with scores", logistic_folds(1e-6), 10),
+        ("logistic jackknife, with scores", logistic_jackknife, 100 // part),
+    ):
+        options = {"scores": SCORES, "averaged": True, "expect": number}
+        found.append(Scenario(name, with_all_first(make), number, told="scores", options=options))
     names = NIST[::6] if quick else NIST
     seen = {"told": "curve", "convex": False}
     for kind, make, number in (
@@ -447,8 +473,9 @@ def run(scenario: Scenario) -> None:
             warnings.simplefilter("ignore")
             for fit in scenario.fits(scenario.number):
                 module = warmstart.optimize if way == "near" else scipy.optimize
+                SCORES.calls = 0
                 result = fit.run(module, last if way == "x only" else None)
-                counts.append(fit.counted.calls)
+                counts.append(fit.counted.calls + SCORES.calls)
                 found.append(fit.value(result))
                 last = x_of(result) if x_of(result) is not None else last
         scenario.seconds[way] = time.perf_counter() - begin
@@ -501,7 +528,7 @@ def show(console: Console, found: list[Scenario]) -> None:
             verdict,
         )
     console.print(table)
-    for name in ("call", "curve"):
+    for name in ("call", "scores", "curve"):
         group = [one for one in found if one.told == name]
         if group:
             console.print(

@@ -7,12 +7,14 @@ import warnings
 
 import numpy as np
 import pytest
+import scipy.optimize
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
-from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process import GaussianProcessClassifier, GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, WhiteKernel
 from sklearn.linear_model import (
     ElasticNet,
     GammaRegressor,
@@ -54,6 +56,8 @@ CHECKED = [
     (MultiTaskElasticNet(alpha=0.01), True),
     (HuberRegressor(), True),
     (PoissonRegressor(), True),
+    (GaussianProcessRegressor(), True),
+    (GaussianProcessClassifier(), True),
     (GammaRegressor(), True),
     (TweedieRegressor(power=1.0), True),
     (Ridge(), True),
@@ -147,9 +151,60 @@ class TestFits:
                 model = WarmStarted(estimator, store=folder).fit(X[rows], Y[rows])
                 assert model.warm_.source == "cold"
 
-    @pytest.mark.parametrize(
-        "estimator", [GaussianProcessRegressor(), RandomForestClassifier(n_estimators=3)]
-    )
+    @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+    @pytest.mark.parametrize("classes", [0, 2, 3])
+    @pytest.mark.parametrize("kernel", [None, 1.0 * RBF(2.0) + WhiteKernel(0.1)])
+    def test_gaussian_processes(self, folder, classes, kernel):
+        """Remembered with their kernels; those of numbers and of two classes start near."""
+        x, y = load_iris(return_X_y=True)
+        x, y = (x[::2, :2], x[::2, 3]) if not classes else (x[:, :2], y)
+        kind = GaussianProcessClassifier if classes else GaussianProcessRegressor
+        if classes == 2:
+            x, y = x[y > 0], y[y > 0]
+        model = WarmStarted(kind(kernel, random_state=0), store=folder)
+        cold, again = clone(model).fit(x, y), clone(model).fit(x, y)
+        assert [cold.warm_.source, again.warm_.source] == ["cold", "final"]
+        assert np.array_equal(cold.predict(x), again.predict(x))
+        if classes:
+            assert np.array_equal(cold.predict_proba(x), again.predict_proba(x))
+        else:
+            deviations = [one.estimator_.predict(x, return_std=True)[1] for one in (cold, again)]
+            assert np.array_equal(*deviations)
+        assert str(cold.estimator_.kernel_) == str(again.estimator_.kernel_)
+        near = clone(model).fit(x[3:], y[3:])
+        plain = clone(model.estimator).fit(x[3:], y[3:])
+        assert near.warm_.source == "near"
+        if classes != 3:
+            value = near.estimator_.log_marginal_likelihood_value_
+            expected = plain.log_marginal_likelihood_value_
+            assert value >= expected - 1e-4 * max(1.0, abs(expected))
+        assert near.estimator_.optimizer == "fmin_l_bfgs_b"
+
+    def test_gaussian_processes_begin_where_others_ended(self, folder):
+        """Through the optimizer hook: fewer likelihoods, and the caller's own optimizer is used."""
+        x, y = load_iris(return_X_y=True)[0][:, :2], load_iris().data[:, 3]
+        calls = []
+
+        class Optimizer:
+            def __call__(self, objective, begin, bounds):
+                def counted(theta):
+                    calls.append(theta)
+                    return objective(theta)
+
+                found = scipy.optimize.minimize(counted, begin, jac=True, bounds=bounds)
+                return found.x, found.fun
+
+        counts = []
+        kernel = 1.0 * RBF(2.0) + WhiteKernel(0.1)
+        for rows in (slice(None), slice(2, None)):
+            estimator = GaussianProcessRegressor(kernel, optimizer=Optimizer())
+            model = WarmStarted(estimator, store=folder).fit(x[rows], y[rows])
+            counts.append(len(calls))
+            calls.clear()
+        assert model.warm_.source == "near"
+        assert counts[1] < counts[0]
+
+    @pytest.mark.parametrize("estimator", [RandomForestClassifier(n_estimators=3)])
     def test_what_cannot_be_stored_is_said(self, folder, estimator):
         """Fitted as ever; no pickle is made of it."""
         for _ in range(2):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import sklearn
@@ -20,8 +20,10 @@ from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, proces
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+from warmstart import gaussian
 from warmstart.errors import CodecError, FingerprintError
 from warmstart.fingerprint import FitSpec, environment
+from warmstart.journal import dumps
 from warmstart.nearby import index, neighbours, place_of
 from warmstart.record import Entry, EntryKind
 from warmstart.rewarn import overhear, rewarn
@@ -35,18 +37,38 @@ _NEAR = ("sklearn.linear_model.", "sklearn.neural_network.")
 """Where ``warm_start=True`` means: begin at ``coef_``. Elsewhere it may mean: add trees."""
 
 
-def _binarizer(state: dict[str, Any]) -> LabelBinarizer:
+def _binarizer(_estimator: Any, state: dict[str, Any]) -> LabelBinarizer:
     made = LabelBinarizer()
     vars(made).update(state)
     return made
 
 
-_REBUILT: dict[str, Callable[[Any, Any], Any]] = {
-    "_base_loss": lambda estimator, _: estimator._get_loss(),  # noqa: SLF001
-    "_label_binarizer": lambda _, state: _binarizer(state),
-    "_random_state": lambda estimator, _: check_random_state(estimator.random_state),
+class _Part(NamedTuple):
+    """How an attribute that is an object is stored, and made again."""
+
+    dump: Callable[[Any, Any], Any]
+    """Returns its state, of an estimator and the attribute."""
+    load: Callable[[Any, Any], Any]
+    """Makes it, from an estimator and the state."""
+
+
+def _nothing(_estimator: Any, _value: Any) -> None:
+    """Return no state: the estimator's parameters are all that is needed."""
+
+
+def _seed(estimator: Any, _state: None) -> Any:
+    return check_random_state(estimator.random_state)
+
+
+_PARTS = {
+    "_base_loss": _Part(_nothing, lambda estimator, _: estimator._get_loss()),  # noqa: SLF001
+    "_label_binarizer": _Part(lambda _, value: dict(vars(value)), _binarizer),
+    "_random_state": _Part(_nothing, _seed),
+    "_rng": _Part(_nothing, _seed),
+    "kernel_": _Part(lambda _, kernel: kernel.theta, gaussian.load_kernel),
+    "base_estimator_": _Part(gaussian.dump_classifier, gaussian.load_classifier),
 }
-"""Attributes that are objects, and how they are made from the estimator and what was stored."""
+_GAUSSIAN = {"kernel_", "base_estimator_"}
 _LEFT_OUT = {"_loss_function_", "_optimizer"}
 """Attributes that only `fit` needs, which makes them anew."""
 
@@ -245,6 +267,8 @@ def _identify(estimator: Any, x: Any, y: Any, fit_params: dict[str, Any]) -> Fit
     hyper.pop("verbose", None)
     kind = type(estimator)
     model = {"name": f"{kind.__module__}.{kind.__qualname__}", "class": kind}
+    if gaussian.is_gaussian(estimator):
+        model["kernel"] = settings.pop("kernel", None)  # another one has other hyperparameters
     data = {name: _as_array(value) for name, value in ({"X": x, "y": y} | fit_params).items()}
     return FitSpec(model=model, data=data, hyper=hyper, settings=settings, parameters=_width(x))
 
@@ -277,27 +301,20 @@ def _learned(estimator: Any) -> dict[str, Any]:
     CodecError
         If some of it is of a type that cannot be stored.
     """
-    from warmstart.journal import dumps  # noqa: PLC0415 (the payload's own check)
-
     given = estimator.get_params(deep=False)
-    learned = {
-        name: value
-        for name, value in vars(estimator).items()
-        if name not in given and name not in _REBUILT and name not in _LEFT_OUT
-    }
-    for name, value in learned.items():
+    held = {name: value for name, value in vars(estimator).items() if name not in given}
+    # Elsewhere than in a Gaussian process these names may stand for anything.
+    parts = _PARTS if gaussian.is_gaussian(estimator) else _PARTS.keys() - _GAUSSIAN
+    rebuilt = {name: _PARTS[name].dump(estimator, held.pop(name)) for name in parts & held.keys()}
+    learned = {name: value for name, value in held.items() if name not in _LEFT_OUT}
+    learned["rebuilt"] = rebuilt
+    for name, value in (learned | rebuilt).items():
         try:
             dumps(value)
         except CodecError as error:
             raise CodecError(
                 f"{type(estimator).__name__} is not remembered: {name} {error}"
             ) from None
-    binarizer = vars(estimator).get("_label_binarizer")
-    learned["rebuilt"] = {
-        name: dict(vars(binarizer)) if name == "_label_binarizer" else None
-        for name in _REBUILT
-        if name in vars(estimator)
-    }
     return learned
 
 
@@ -307,15 +324,17 @@ def _load(estimator: Any, entry: Entry) -> bool:
     if not isinstance(learned, dict) or not isinstance(learned.get("rebuilt"), dict):
         return False
     rebuilt = learned["rebuilt"]
-    if not rebuilt.keys() <= _REBUILT.keys():
+    if not rebuilt.keys() <= _PARTS.keys():
         return False
     vars(estimator).update({name: learned[name] for name in learned if name != "rebuilt"})
     for name, state in rebuilt.items():
-        setattr(estimator, name, _REBUILT[name](estimator, state))
+        setattr(estimator, name, _PARTS[name].load(estimator, state))
     return True
 
 
 def _starts_near(estimator: Any) -> bool:
+    if gaussian.is_gaussian(estimator):
+        return estimator.optimizer is not None
     kind = type(estimator)
     known = f"{kind.__module__}.".startswith(_NEAR)
     return known and "warm_start" in estimator.get_params(deep=False)
@@ -335,6 +354,8 @@ def _fitted(estimator: Any, found: LoadedEntry | None, x: Any, y: Any, **params:
     """Return an estimator fitted from another's solution, or as ever if that does not go."""
     near = clone(estimator)
     if found is not None and _load(near, found.entry):
+        if gaussian.is_gaussian(near):
+            return _fitted_from(estimator, gaussian.theta_of(near), x, y)
         before = near.get_params(deep=False)["warm_start"]
         try:
             return (
@@ -343,3 +364,14 @@ def _fitted(estimator: Any, found: LoadedEntry | None, x: Any, y: Any, **params:
         except ValueError:  # other classes, another number of outputs; or wrong input, as below
             pass
     return estimator.fit(x, y, **params)
+
+
+def _fitted_from(estimator: Any, theta: Any, x: Any, y: Any) -> Any:
+    """Return a Gaussian process whose optimizer began at given hyperparameters."""
+    optimizer = estimator.optimizer
+    if theta is not None:
+        estimator.set_params(optimizer=gaussian.From(theta, optimizer))
+    estimator.fit(x, y).set_params(optimizer=optimizer)
+    if "base_estimator_" in vars(estimator):
+        estimator.base_estimator_.optimizer = optimizer
+    return estimator

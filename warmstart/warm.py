@@ -182,6 +182,11 @@ class Warm:
         if self.store is not None and not isinstance(self.store, Store):
             object.__setattr__(self, "store", _store_at(self.store))
 
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Names of the parameters."""
+        return None if self.parameters is None else tuple(self.parameters)
+
 
 _SWITCHES = (
     "enabled",

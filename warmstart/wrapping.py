@@ -15,10 +15,9 @@ import msgspec
 import numpy as np
 from scipy.optimize import OptimizeResult
 
-from warmstart import ledger
+from warmstart.approach import Approach, check_near
 from warmstart.codec import RichResult
 from warmstart.errors import (
-    ArgumentError,
     CodecError,
     FingerprintError,
     NearError,
@@ -26,19 +25,16 @@ from warmstart.errors import (
     WarmstartWarning,
 )
 from warmstart.fingerprint import FitSpec, Level, code_fingerprint, environment
-from warmstart.following import Follower
 from warmstart.journal import NONE, Found, Header, Journal, dumps, loads
-from warmstart.nearby import Place, index, rows_in
 from warmstart.randomness import Dice, restore, states
 from warmstart.recent import Recent, signature
 from warmstart.record import Entry, EntryKind, Start
 from warmstart.recording import Changed, Recorder, Stopped, current
 from warmstart.rewarn import overhear, rewarn
 from warmstart.session import LoadedEntry, LoadSource, Session
-from warmstart.sketch import row_hashes
-from warmstart.starts import LARGEST, Names, Plan, place_for, plan_of, propose
-from warmstart.surfaces import ONE, Function, Surface
-from warmstart.warm import FitReport, Near, Warm, options_of, store_of, tell
+from warmstart.starts import plan_of
+from warmstart.surfaces import Surface
+from warmstart.warm import FitReport, Warm, options_of, store_of, tell
 
 __all__ = ["remembered"]
 
@@ -129,31 +125,8 @@ def _is_known_quick(surface: Surface, bound: dict[str, Any], options: Warm) -> b
     return code in _known_quick and not options.journal
 
 
-def _check_near(call: _Call) -> None:
-    """Refuse options of near starts that do not fit the call.
-
-    Raises
-    ------
-    ArgumentError
-        With what was given, and what is expected.
-    """
-    options = call.options
-    if not options.near:
-        if options.required:
-            raise ArgumentError("required=True asks for a near start: write near=True as well")
-        return
-    start = call.bound.get(str(call.surface.start))
-    if options.parameters is not None and start is not None:
-        named, size = len(options.parameters), int(np.size(start))
-        if named != size:
-            raise ArgumentError(
-                f"parameters names {named} of them, and {call.surface.start} has {size}: "
-                "give one name for each"
-            )
-
-
 def _fit(call: _Call) -> Any:
-    _check_near(call)
+    check_near(call.surface, call.bound, call.options)
     store, options = store_of(call.options), call.options
     signed = _signature(call)
     key = _recent.get(signed) if signed is not None else None
@@ -277,10 +250,9 @@ class _Run:
         self._dice0 = self._dice.state() if self._dice is not None else None
         self._beginning = _COLD
         self._busy = False
-        self._plan: Plan | None = None
-        self._place: Place | None = None
-        self._follower: Follower | None = None
-        self._saved = 0
+        self._near: Approach | None = None
+        if call.options.near and call.surface.function is not None:
+            self._near = Approach(self._store, call.surface, call.bound, call.options, spec)
 
     def go(self) -> Any:
         """Replay what is recorded, run the rest, and return what scipy returns."""
@@ -295,8 +267,8 @@ class _Run:
                 journal = None
         if journal is None:
             self._beginning = self._from_entry()
-            if self._call.options.near and self._beginning.source == "cold":
-                self._beginning = self._from_near()
+            if self._near is not None and self._beginning.source == "cold":
+                self._beginning = self._from_near(self._near)
         try:
             return self._run(journal)
         except _Anew as anew:
@@ -307,7 +279,9 @@ class _Run:
                 WarmstartWarning,
                 stacklevel=4,
             )
-            self._beginning, self._plan = self._from_best(anew.best, str(anew)), None
+            self._beginning = self._from_best(anew.best, str(anew))
+            if self._near is not None:
+                self._near.plan = None
             self._session.start = Start()
             self._rewind()
         return self._run(None)
@@ -337,8 +311,8 @@ class _Run:
         if self._call.options.track and header.track is not None:
             self._track0 = loads(header.track)
             restore(self._call.options.track, self._track0)
-        if header.plan is not None:
-            self._plan = plan_of(header.plan)
+        if header.plan is not None and self._near is not None:
+            self._near.plan = plan_of(header.plan)
         payload = self._entry.payload if self._entry is not None else None
         seconds = payload.get("seconds", 0.0) if isinstance(payload, dict) else 0.0
         self._session.start = Start(source="journal", run=journal.lives[-1].run)
@@ -361,41 +335,13 @@ class _Run:
         payload = entry.payload if isinstance(entry.payload, dict) else {}
         return self._from_payload(payload, entry)
 
-    def _from_near(self) -> _Beginning:
+    def _from_near(self, near: Approach) -> _Beginning:
         """Begin at what near fits have left, if there are any."""
-        surface, store = self._call.surface, self._store
-
-        def find() -> tuple[Plan | None, str]:
-            try:
-                names = self._names()
-                place = self._place = place_for(surface, self._spec, names)
-                rows = self._row_hashes()
-                plan, why = propose(
-                    store,
-                    surface,
-                    place,
-                    self._call.bound,
-                    names=names,
-                    rows=rows,
-                    averaged=self._call.options.averaged,
-                )
-            except _NO_START as error:  # of arguments that scipy may still make sense of
-                return None, f"no start could be predicted: {error}"
-            if plan is not None:
-                known = ledger.load(store.backend, place.family)
-                if known.loses(plan.way):
-                    return None, f"starts by {plan.predictor} have not paid in this family"
-                due = known.is_due(self._call.options.challenge)
-                plan = msgspec.structs.replace(plan, challenge=due)
-            return plan, why
-
-        nothing: tuple[Plan | None, str] = None, "the store could not be read"
-        self._plan, why = store.attempt(find, nothing)
-        if self._plan is None:
+        why, plan = near.find(), near.plan
+        if plan is None:
             if self._call.options.required:
                 raise NearError(f"{why}; Warm(required=True) asks for a near start")
             return self._beginning._replace(why=self._beginning.why or why)
-        plan = self._plan
         self._session.start = Start("near", plan.run, plan.level, plan.distance)
         return _Beginning("near", {})
 
@@ -447,6 +393,7 @@ class _Run:
         start, bound = str(self._call.surface.start), self._call.bound
         chosen = start in self._beginning.changes
         x0 = self._beginning.changes[start] if chosen else bound.get(start)
+        plan = self._near.plan if self._near is not None else None
         return Header(
             surface=self._call.surface.name,
             parts={name: self._spec.part(name).digest[:8] for name in _PARTS},
@@ -455,7 +402,7 @@ class _Run:
             chosen=chosen,
             random=None if self._dice0 is None else dumps(self._dice0),
             track=dumps(self._track0) if self._track0 else None,
-            plan=msgspec.msgpack.encode(self._plan) if self._plan is not None else None,
+            plan=None if plan is None else msgspec.msgpack.encode(plan),
         )
 
     def _run(self, journal: Journal | None) -> Any:
@@ -517,20 +464,9 @@ class _Run:
                     raise error.__cause__ from None
                 raise
 
-        if not call.options.near or call.surface.function is None:
+        if self._near is None:
             return run({})
-        bound = {**call.bound, **changes}
-        scores = call.options.scores
-        self._follower = Follower(
-            call.surface,
-            bound,
-            self._plan,
-            recorder.counted,
-            expect=call.options.expect,
-            scores=scores and recorder.wrap(Function("scores", scores, ONE, primary=False)),
-            rows=self._row_hashes(),
-        )
-        return self._follower.run(run)
+        return self._near.follow({**call.bound, **changes}, run, recorder)
 
     def _prepare(self, recorder: Recorder, journal: Journal | None) -> dict[str, Any]:
         """Return the arguments to replace: every function of the user's is under watch."""
@@ -575,9 +511,13 @@ class _Run:
         else:
             try:
                 objective = _objective(result, recorder)
-                rows = self._remember_place(payload, result)
+                rows: dict[bytes, bytes] = {}
+                if self._near is not None:
+                    left, rows = self._near.leave(session.key, result)
+                    payload |= left
                 kept = session.finalize(payload, objective=objective, nfev=nfev, rows=rows)
-                self._enter(recorder, seconds)
+                if self._near is not None:
+                    self._near.enter(recorder.total, seconds)
             except CodecError as error:  # a result of the user's own method may hold anything
                 kept, why = False, f"the result could not be kept: {error}"
         if not kept:
@@ -589,57 +529,6 @@ class _Run:
             )
         return _with_report(result, self._report(recorder, why))
 
-    def _row_hashes(self) -> np.ndarray[Any, np.dtype[np.uint64]] | None:
-        """Return a hash for each row of the data, where their scores are given."""
-        if self._call.options.scores is None:
-            return None
-        rows = rows_in(self._spec)
-        return row_hashes(rows) if rows and len(rows[0]) <= LARGEST else None
-
-    def _names(self) -> Names:
-        names = self._call.options.parameters
-        return None if names is None else tuple(names)
-
-    def _remember_place(self, payload: dict[str, Any], result: Any) -> dict[bytes, bytes]:
-        """Add what near fits may use to a final; returns the rows by which they find it."""
-        if self._follower is None:
-            return {}
-        try:
-            asset = self._follower.asset(result)
-            if asset is None:
-                return {}
-            if self._place is None:
-                self._place = place_for(self._call.surface, self._spec, self._names())
-        except _NO_START:
-            return {}
-        if (names := self._names()) is not None and len(names) == asset["x"].size:
-            asset["names"] = names
-        payload["near"] = asset
-        return index(self._session.key, self._place)
-
-    def _enter(self, recorder: Recorder, seconds: float) -> None:
-        """Enter a near fit, or a cold one that near ones are compared with, in the ledger."""
-        follower, place, backend = self._follower, self._place, self._store.backend
-        if follower is None or place is None or not recorder.total:
-            return
-        extra = follower.challenger
-        evaluations = recorder.total - (extra.evaluations if extra is not None else 0)
-        self._saved = self._store.attempt(
-            lambda: ledger.load(backend, place.family).saved(evaluations), 0
-        )
-        entry = functools.partial(
-            ledger.note,
-            backend,
-            place.family,
-            self._plan.way if self._plan is not None else ledger.COLD,
-            evaluations=evaluations,
-            seconds=seconds,
-            challenger=extra.evaluations if extra is not None else None,
-            lost=extra is not None and extra.lost,
-            regular=extra is not None and extra.regular,
-        )
-        self._store.attempt(entry, None, writes=True)
-
     def _partial(self, recorder: Recorder, message: str) -> Any:
         """Return the best point of a fit that was ended, in the shape of its function."""
         surface = self._call.surface
@@ -650,7 +539,7 @@ class _Run:
         return _with_report(result, self._report(recorder, message))
 
     def _report(self, recorder: Recorder, why: str | None) -> FitReport:
-        beginning, session = self._beginning, self._session
+        beginning, session, near = self._beginning, self._session, self._near
         replay = None
         if beginning.source == "journal":
             replay = "tolerant" if recorder.tolerant else "exact"
@@ -663,33 +552,18 @@ class _Run:
             run=session.run_id,
             start_run=session.start.run,
             evaluations=recorder.calls,
-            evaluations_saved=beginning.evaluations + recorder.saved + self._saved,
+            evaluations_saved=beginning.evaluations + recorder.saved + (near.saved if near else 0),
             seconds_saved=beginning.seconds,
             replay=replay if recorder.answered else None,
             replay_seconds=recorder.replay_seconds if recorder.answered else 0.0,
             probes=recorder.probes,
-            near=self._near(),
+            near=near.report() if near is not None else None,
             why="; ".join(filter(None, (beginning.why, self._why_not(), why))) or None,
             dropped=session.dropped,
         )  # fmt: skip
 
     def _why_not(self) -> str | None:
-        return self._follower.spent.why if self._follower is not None else None
-
-    def _near(self) -> Near | None:
-        plan, follower = self._plan, self._follower
-        if plan is None or follower is None:
-            return None
-        return Near(
-            level=plan.level,
-            shared=plan.shared,
-            distance=plan.distance,
-            predictor=plan.predictor,
-            curvature=plan.metric is not None,
-            candidates=plan.candidates,
-            used=follower.spent.used,
-            challenged=follower.challenger is not None,
-        )
+        return self._near.why if self._near is not None else None
 
 
 class _Anew(Exception):  # noqa: N818 (not an error: the fit begins anew)
@@ -701,8 +575,6 @@ class _Anew(Exception):  # noqa: N818 (not an error: the fit begins anew)
 
 
 _PARTS = ("model", "data", "hyper", "settings")
-_NO_START = (ArithmeticError, LookupError, TypeError, ValueError)
-"""What may come of predicting from arguments that nobody has checked."""
 
 
 def _x_of(payload: dict[str, Any]) -> Any:
