@@ -188,7 +188,7 @@ class TestFinalizing:
         assert type(error).__name__ in info.error
 
     def test_status_follows_the_run(self, store, clock):
-        """A run is running, then completed; one that just stops is unfinished."""
+        """A run is running, then completed; one that just stops is cancelled."""
         with Session(store, KEY, clock=clock) as session:
             session.checkpoint(b"a", 1.0)
             assert store.run_info(session.run_id).status == "running"
@@ -196,7 +196,7 @@ class TestFinalizing:
             assert store.run_info(session.run_id).status == "completed"
         with Session(store, KEY, clock=clock) as session:
             session.checkpoint(b"a", 1.0)
-        assert store.run_info(session.run_id).status == "unfinished"
+        assert store.run_info(session.run_id).status == "cancelled"
 
     def test_what_cannot_be_kept_is_told(self, store):
         """Parts of a payload that cannot be stored are named, in the session and the entry."""

@@ -20,7 +20,7 @@ from warmstart import ArgumentError, FitSpec, NearError, Store, Warm, optimize, 
 from warmstart.backends.memory import MemoryBackend
 from warmstart.curvature import Gathered, descend, differences, updated
 from warmstart.fingerprint import Fingerprint, Level
-from warmstart.ledger import COLD, Ledger, load, note, orphans
+from warmstart.learned import COLD, Family, load, note, orphans
 from warmstart.nearby import Neighbour, Place
 from warmstart.predictors import (
     Curve,
@@ -884,9 +884,11 @@ class TestChallengers:
         for value in values:
             note(backend, b"f" * 16, COLD, evaluations=value, seconds=0.5)
         way = load(backend, b"f" * 16).ways[COLD]
-        assert (way.count, way.mean, way.seconds) == (5, np.mean(values), 2.5)
-        assert way.deviation == pytest.approx(np.std(values, ddof=1))
-        assert way.quantiles(0.5) == [12.0]
+        assert (way.evaluations.count, way.evaluations.mean) == (5, np.mean(values))
+        assert way.seconds.mean == 0.5
+        assert way.evaluations.deviation == pytest.approx(np.std(values, ddof=1))
+        assert way.evaluations.quantile(0.5) == pytest.approx(12.0, rel=0.03)
+        assert way.recent == 12.0
         note(backend, b"f" * 16, "w", evaluations=5, seconds=0.1, challenger=11, lost=True)
         ledger = load(backend, b"f" * 16)
         assert (ledger.lost, ledger.every, ledger.near) == (1, 1, 0)
@@ -894,7 +896,7 @@ class TestChallengers:
         assert ledger.saved(5) == round(np.mean([*values, 11]) - 5)
         note(backend, b"f" * 16, "w", evaluations=5, seconds=0.1, challenger=11)
         assert load(backend, b"f" * 16).every == 2
-        assert not Ledger().is_due(0)
+        assert not Family().is_due(0)
         for _ in range(50):
             note(backend, b"f" * 16, "w", evaluations=5, seconds=0.1)
         assert len(load(backend, b"f" * 16).ways["w"].last) == 20

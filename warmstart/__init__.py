@@ -8,21 +8,26 @@ people who drive the optimizer themselves.
 from __future__ import annotations
 
 from warmstart import optimize
+from warmstart.artifacts import Artifact
 from warmstart.backends import Durability
 from warmstart.errors import (
     ArgumentError,
     BundleError,
     CodecError,
+    ExperimentLookupError,
     FingerprintError,
     KeyLookupError,
     NearError,
     RecordError,
     ReplayError,
+    RunLookupError,
+    StatusError,
     StoreError,
     StoreFullError,
     WarmstartError,
     WarmstartWarning,
 )
+from warmstart.experiment import Experiment
 from warmstart.fingerprint import (
     Difference,
     Fingerprint,
@@ -34,7 +39,11 @@ from warmstart.patch import patch
 from warmstart.record import Entry, EntryKind, Start
 from warmstart.recording import replaying
 from warmstart.rows import RunInfo
+from warmstart.run import Run
+from warmstart.search import Runs
+from warmstart.series import Series
 from warmstart.session import LoadedEntry, LoadSource, Session
+from warmstart.steps import Policy, State
 from warmstart.store import Store
 from warmstart.upkeep import StoreStats, VerifyReport
 from warmstart.warm import FitReport, Near, Warm, using
@@ -43,12 +52,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
+    "Artifact",
     "BundleError",
     "CodecError",
     "Difference",
     "Durability",
     "Entry",
     "EntryKind",
+    "Experiment",
+    "ExperimentLookupError",
     "Fingerprint",
     "FingerprintError",
     "Fingerprinter",
@@ -60,11 +72,18 @@ __all__ = [
     "LoadedEntry",
     "Near",
     "NearError",
+    "Policy",
     "RecordError",
     "ReplayError",
+    "Run",
     "RunInfo",
+    "RunLookupError",
+    "Runs",
+    "Series",
     "Session",
     "Start",
+    "State",
+    "StatusError",
     "Store",
     "StoreError",
     "StoreFullError",

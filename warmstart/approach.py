@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from warmstart import ledger
+from warmstart import learned
 from warmstart.errors import ArgumentError
 from warmstart.fingerprint import Fingerprint, FitSpec
 from warmstart.following import Follower
@@ -78,6 +78,7 @@ class Approach:
         self._store, self._surface, self._bound = store, surface, bound
         self._options, self._spec = options, spec
         self._follower: Follower | None = None
+        self._hint: str | None = None
         self.plan: Plan | None = None
         """Where to begin; from `find`, or from the journal of a run that goes on."""
         self.saved = 0
@@ -117,7 +118,9 @@ class Approach:
             return None, f"no start could be predicted: {error}"
         if plan is None:
             return None, why
-        known = ledger.load(backend, self._place.family)
+        known = learned.load(backend, self._place.family)
+        if known.mode == "suggest" and plan.way in known.plan.off:
+            self._hint = f"starts by {plan.predictor} have not paid in this family"
         if known.loses(plan.way):
             return None, f"starts by {plan.predictor} have not paid in this family"
         due = known.is_due(options.challenge)
@@ -167,7 +170,7 @@ class Approach:
         except _ODD:
             return {}, {}
 
-    def enter(self, evaluations: int, seconds: float) -> None:
+    def enter(self, evaluations: int, seconds: float, what: str) -> None:
         """Enter the fit in the ledger, and the cold one that it was compared with."""
         follower, backend = self._follower, self._store.backend
         if follower is None or not evaluations:
@@ -178,14 +181,17 @@ class Approach:
             return
         extra = follower.challenger
         evaluations -= extra.evaluations if extra is not None else 0
-        self.saved = self._store.attempt(lambda: ledger.load(backend, family).saved(evaluations), 0)
+        self.saved = self._store.attempt(
+            lambda: learned.load(backend, family).saved(evaluations), 0
+        )
         entry = functools.partial(
-            ledger.note,
+            learned.note,
             backend,
             family,
-            self.plan.way if self.plan is not None else ledger.COLD,
+            self.plan.way if self.plan is not None else learned.COLD,
             evaluations=evaluations,
             seconds=seconds,
+            what=what,
             challenger=extra.evaluations if extra is not None else None,
             lost=extra is not None and extra.lost,
             regular=extra is not None and extra.regular,
@@ -195,7 +201,7 @@ class Approach:
     @property
     def why(self) -> str | None:
         """Why a start that was found was not used to the end."""
-        return self._follower.spent.why if self._follower is not None else None
+        return (self._follower.spent.why if self._follower is not None else None) or self._hint
 
     def report(self) -> Near | None:
         """Return what happened."""

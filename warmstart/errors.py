@@ -6,12 +6,15 @@ __all__ = [
     "ArgumentError",
     "BundleError",
     "CodecError",
+    "ExperimentLookupError",
     "FingerprintError",
     "KeyLookupError",
     "NearError",
     "RecordError",
     "RecordVersionError",
     "ReplayError",
+    "RunLookupError",
+    "StatusError",
     "StoreError",
     "StoreFullError",
     "WarmstartError",
@@ -94,6 +97,18 @@ class BundleError(WarmstartError, ValueError):
 
 class KeyLookupError(WarmstartError, LookupError):
     """No key of the store, or more than one, begins with the given digits."""
+
+
+class RunLookupError(KeyLookupError):
+    """No run of the store, or more than one, has this id or begins with these digits."""
+
+
+class ExperimentLookupError(KeyLookupError):
+    """No experiment of the store has this id or name, or one has it already."""
+
+
+class StatusError(WarmstartError, RuntimeError):
+    """A run does not go from the status that it has to the one that was asked for."""
 
 
 class WarmstartWarning(UserWarning):

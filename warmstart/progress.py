@@ -21,6 +21,8 @@ class Progress:
     """
 
     def __init__(self, wanted: bool) -> None:
+        self.expected: float | None = None
+        """Seconds that such fits take."""
         self._wanted = wanted
         self._bar: Any = None
         self._task: Any = None
@@ -77,8 +79,14 @@ class Progress:
         seconds = max(time.perf_counter() - self._began, 1e-9)
         objective = f"best {best:.8g}, " if math.isfinite(best) else ""
         before = f", {replayed} replayed" if replayed else ""
-        note = f"{objective}{new / seconds:,.0f} evaluations/s{before}"
+        note = f"{objective}{new / seconds:,.0f} evaluations/s{before}{self._left(seconds)}"
         self._bar.update(self._task, completed=new, note=note)
+
+    def _left(self, seconds: float) -> str:
+        """Return how long the fit is likely to go on, if others like it were longer."""
+        if self.expected is None or self.expected - seconds < 1.0:
+            return ""
+        return f", about {self.expected - seconds:,.0f} s left"
 
     def _is_due(self) -> bool:
         now = time.perf_counter()

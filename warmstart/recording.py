@@ -35,12 +35,15 @@ from warmstart.journal import (
     sketches,
     unpack_value,
 )
+from warmstart.learned import Expected
 from warmstart.machine import Blas
 from warmstart.progress import Progress
 from warmstart.randomness import restore, states
 from warmstart.replay import NEARLY, Replay, difference
+from warmstart.series import piece
 from warmstart.session import Session
 from warmstart.surfaces import COLUMNS, ONE, REST, TWO, Function, Point, first
+from warmstart.trace import Trace
 from warmstart.warm import Warm
 
 __all__ = ["Changed", "Recorded", "Recorder", "Stopped", "own", "pack_head", "replaying"]
@@ -59,6 +62,8 @@ _BEST = 0.05
 """Seconds between two best points in a journal; more for large ones."""
 _MEMO = 64 << 20
 _LONG_REPLAY = 2.0
+_TRACED = 0.01
+"""Seconds that a fit takes for its convergence to be kept: a curve is 1 to 5 KB."""
 
 _NUMBERS: dict[Any, int] = {float: 0, np.float64: 1}
 """Forms of outputs that are packed many at a time."""
@@ -132,6 +137,7 @@ class Recorded:
         self.is_number = target is first
         """Whether what it returns is what points are ranked by, if it is a number."""
         self._target = target
+        self.is_gradient = function.label in {"jac", "fprime"}
         self._is_plain = False
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -168,6 +174,8 @@ class Recorded:
             self._note(raw, x, value)
             if self.is_primary:
                 self.rank(raw, value)
+            elif self.is_gradient:
+                recorder.trace.gradient = value
         if time.perf_counter() >= recorder.due:
             recorder.settle()
         return value
@@ -234,6 +242,10 @@ class Recorded:
                 raw = np.frombuffer(raw).reshape(-1, len(value))[:, place].tobytes()
                 value = value[place]
             number = target(value)
+            recorder.ranked.append(number)
+            recorder.ranked_at.append(raw)
+            if type(value) is tuple:
+                recorder.trace.gradient = value[-1]
             if number < recorder.best:
                 recorder.best = float(number)
                 recorder.point = (self, raw, own(value))
@@ -319,6 +331,10 @@ class Recorder:
         """Evaluations, three items each: the function, the point, the number that it returned;
         or a record, the point, whether it was made now. Not in tuples, which the garbage
         collector would count and visit: that doubled the cost."""
+        self.trace = Trace()
+        self.ranked: list[Any] = []
+        """Objectives that are not in the trace yet, and their points."""
+        self.ranked_at: list[bytes] = []
         self.tracked = options.track
         self.memo: dict[tuple[int, int], tuple[Any, Any]] | None = {} if options.dedup else None
         self.due = self.started + files.BUFFER_SECONDS
@@ -365,6 +381,11 @@ class Recorder:
             self.due = min(self.due, self._deadline)
         self._progress = Progress(options.progress)
         self._maps: list[Any] = []
+
+    def expect(self, cost: Expected | None) -> None:
+        """Have the bar say how long such fits take."""
+        if cost is not None:
+            self._progress.expected = cost.seconds[0]
 
     # What scipy is given
 
@@ -732,6 +753,22 @@ class Recorder:
                 self._written += len(raws)
             del self.items[: len(taken)]  # last, since Ctrl-C may come at any time
         self._pending = sum(map(len, self._waiting))
+        if self.ranked:
+            self._trace()
+
+    def _trace(self) -> None:
+        """Note the objectives that were ranked one by one."""
+        numbers, raws = self.ranked[:], self.ranked_at[:]
+        self._forget_ranked()
+        try:
+            values = np.array(numbers, float)
+        except (TypeError, ValueError):  # whatever the function returns, scipy will say
+            return
+        if values.ndim == 1 and len(values) == len(raws):
+            self.trace.add(values, raws, time.perf_counter() - self.started)
+
+    def _forget_ranked(self) -> None:
+        del self.ranked[:], self.ranked_at[:]
 
     def _rank(self, functions: list[Any], raws: list[bytes], values: list[Any]) -> None:
         """Find the best point of many."""
@@ -741,7 +778,9 @@ class Recorder:
             if lowest < self.best:
                 place = int(np.flatnonzero(numbers == lowest)[0])
                 functions[place].rank(raws[place], values[place])
+                self._forget_ranked()
             self.evaluations += len(raws)
+            self.trace.add(numbers, raws, time.perf_counter() - self.started)
             return
         for function, raw, value in zip(functions, raws, values, strict=True):
             if type(function) is bytes:
@@ -900,6 +939,19 @@ class Recorder:
         self._next_checkpoint = end + max(_SHARE * (end - now), pause)
 
     # The end
+
+    def traced(self) -> dict[bytes, bytes]:
+        """Return the rows that tell how the fit converged; none for one of some milliseconds."""
+        if time.perf_counter() - self.started < _TRACED:
+            return {}
+        with self._lock:
+            self._absorb()
+            found, began = self.trace.series(), time.time() + self.started - time.perf_counter()
+            run = self._session.run_id
+            return dict(
+                piece(run, name, steps, values, began + self.trace.seconds(steps))
+                for name, (steps, values) in found.items()
+            )
 
     def finish(self, *, completed: bool, keep: bool) -> None:
         """Write what is pending, and let go of the journal.

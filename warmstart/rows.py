@@ -3,12 +3,23 @@
 All rows are keyed by bytes so that one prefix is one question:
 
 =============================  ===================================================
+``a`` hash (32)                the bytes of an artifact
+``b`` hash                     how many artifacts are made of them
+``c`` run (16) name            an artifact (`Artifact`)
+``d`` run                      what people say of a run (`Document`)
 ``e`` key (32) run (16) slot   a record: one slot of one run of one fit
+``h`` process (8)              machine, code and versions (`warmstart.host`)
+``i`` run namespace NUL step   a state, and its active tasks
 ``k`` key                      what the key means (`SpecSummary`), to explain it
+``m`` run name NUL time        a piece of a series
 ``p`` key                      pinned: never evicted, never expires
 ``r`` run (16)                 how the run went (`RunInfo`)
 ``s``                          when the store was last swept
+``t`` day                      what hits have saved (`Saved`)
 ``u`` key                      when the key was last used
+``w`` path                     what fits have cost, see `warmstart.learned`
+``x`` id (16)                  an experiment
+``y`` hash of a name           the id of the experiment of that name
 =============================  ===================================================
 
 A run has at most two slots: its best checkpoint (``b``) and a later, worse one (``l``); or its
@@ -64,20 +75,41 @@ _PAGE = 1000
 _T = TypeVar("_T")
 
 
-class RunInfo(msgspec.Struct, frozen=True):
-    """How one attempt at a fit went.
+class RunInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How one attempt at a fit, or another piece of work, went.
 
     Parameters
     ----------
-    run, key : str
-        32 and 64 hexadecimal digits.
+    run : str
+        Its id, 32 hexadecimal digits that sort by time.
+    key : str
+        Of the fit, 64 digits; empty for work that is none.
     status : str
-        ``"running"``, ``"completed"``, ``"failed"`` (by an exception), ``"cancelled"``
-        (Ctrl-C) or ``"unfinished"``. A run that was killed stays ``"running"``.
+        ``"pending"``, ``"running"``, ``"completed"``, ``"failed"`` (by an exception) or
+        ``"cancelled"`` (Ctrl-C, or ended without a result). A run that was killed stays
+        ``"running"``; see `Run.is_dead`.
     started, ended : float or None
         UTC seconds since the epoch.
     error : str or None
         Type and message of the exception.
+    experiment, parent : str or None
+        Ids of the experiment, and of the run of which it is a part.
+    what : str
+        The function that was called, and the method.
+    process : str
+        Which process did it, see `warmstart.host`.
+    owner : str
+        By which others see whether that lives.
+    beat : float or None
+        When it was last known to.
+    source, level, start_run, distance
+        Where it began, as `Start` has it.
+    evaluations, saved : int
+        Calls of the user's functions, and those that were not needed.
+    seconds, seconds_saved : float
+        That they took, or did not.
+    objective : float or None
+        At the result.
     """
 
     run: str
@@ -86,6 +118,21 @@ class RunInfo(msgspec.Struct, frozen=True):
     started: float
     ended: float | None = None
     error: str | None = None
+    experiment: str | None = None
+    parent: str | None = None
+    what: str = ""
+    process: str = ""
+    owner: str = ""
+    beat: float | None = None
+    source: str = ""
+    level: str | None = None
+    start_run: str | None = None
+    distance: float | None = None
+    evaluations: int = 0
+    saved: int = 0
+    seconds: float = 0.0
+    seconds_saved: float = 0.0
+    objective: float | None = None
 
 
 def entry_row(key: Fingerprint, run: str = "", slot: bytes = b"") -> bytes:

@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import math
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from warmstart import host
+from warmstart.backends import Batch
 from warmstart.errors import ArgumentError
 from warmstart.fingerprint import Fingerprint, FitSpec, Level, environment
 from warmstart.record import Entry, EntryKind, Start, encode_record
-from warmstart.rows import RunInfo
+from warmstart.rows import RunInfo, small
 from warmstart.store import Store
 
-__all__ = ["LoadSource", "LoadedEntry", "Session", "new_run_id"]
+__all__ = [
+    "LoadSource",
+    "LoadedEntry",
+    "Session",
+    "Within",
+    "new_run_id",
+    "process_row",
+    "tell_process",
+    "within",
+]
+
+
+class Within(NamedTuple):
+    """The run inside which others are made, and its experiment."""
+
+    experiment: str | None
+    run: str
+
+
+within: ContextVar[Within | None] = ContextVar("within", default=None)
 
 
 class LoadSource(enum.Enum):
@@ -138,6 +161,9 @@ class Session:
         self._clock = clock
         self._lock = threading.Lock()
         self._preloaded: LoadedEntry | None = None
+        self._within = within.get()
+        self.facts: dict[str, Any] = {}
+        """More of the fields of `RunInfo`, for whoever drives the optimizer to fill in."""
         self._started = time.time()
         self._written = False
         self._final = False
@@ -159,7 +185,7 @@ class Session:
             cancelled = isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit))
             self._mark("cancelled" if cancelled else "failed", f"{type(error).__name__}: {error}")
         elif self._written and not self._final:
-            self._mark("unfinished")
+            self._mark("cancelled", "it ended without a result")
 
     # Loading
 
@@ -331,14 +357,38 @@ class Session:
         return written
 
     def _info(self, status: str, error: str | None = None) -> RunInfo:
-        ended = None if status == "running" else self.store.clock()
-        return RunInfo(self.run_id, str(self.key), status, self._started, ended, error)
+        now, inside = self.store.clock(), self._within
+        tell_process(self.store)
+        return RunInfo(
+            run=self.run_id,
+            key=str(self.key),
+            status=status,
+            started=self._started,
+            ended=None if status == "running" else now,
+            error=error,
+            experiment=None if inside is None else inside.experiment,
+            parent=None if inside is None else inside.run,
+            process=host.process_id(),
+            owner=host.owner(),
+            beat=now if status == "running" else None,
+            source=self.start.source,
+            level=self.start.level,
+            start_run=self.start.run,
+            distance=self.start.distance,
+            **self.facts,
+        )
 
     def _mark(self, status: str, error: str | None = None) -> None:
         if self._final:
             return
         info = self._info(status, error and error[:500])
         self.store.attempt(lambda: self.store.set_run_info(info), None, writes=True)
+
+    def add_rows(self, rows: Mapping[bytes, bytes]) -> None:
+        """Write rows that tell more of the run, if it has written anything."""
+        if rows and self._written:
+            batch = Batch(dict(rows))
+            self.store.attempt(lambda: self.store.backend.apply(batch), None, writes=True)
 
 
 def _number(objective: float | None) -> float | None:
@@ -353,6 +403,27 @@ def _number(objective: float | None) -> float | None:
             f"objective is a number or None, not {type(objective).__name__}"
         ) from error
     return value if math.isfinite(value) else None
+
+
+def process_row(process: str) -> bytes:
+    """Return the row that tells of a process."""
+    return b"h" + bytes.fromhex(process)
+
+
+def tell_process(store: Store) -> threading.Thread | None:
+    """Write down what this process is, once a store, on a thread of its own; returns that."""
+    process = host.process_id()
+    if store.read_only or (store.told is not None and store.told[0] == process):
+        return None if store.told is None else store.told[1]
+
+    def tell() -> None:
+        with contextlib.suppress(Exception):  # nothing to fail for
+            store.backend.apply(Batch({process_row(process): small(host.describe())}))
+
+    thread = threading.Thread(target=tell, name="warmstart-host", daemon=True)
+    store.told = process, thread
+    thread.start()
+    return thread
 
 
 def new_run_id() -> str:

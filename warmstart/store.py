@@ -14,7 +14,7 @@ import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -38,6 +38,7 @@ from warmstart.errors import (
 )
 from warmstart.fingerprint import Difference, Fingerprint, FitSpec, SpecSummary, environment
 from warmstart.journal import Shelf
+from warmstart.learned import Cost, Saved, merge_costs, merge_saved
 from warmstart.nearby import forget
 from warmstart.record import HEAD_SIZE, Entry, EntryKind, encode_record, producer_tag
 from warmstart.rows import (
@@ -64,6 +65,10 @@ from warmstart.rows import (
 from warmstart.upkeep import StoreStats, VerifyReport, stats, sweep, verify
 
 if TYPE_CHECKING:
+    from warmstart.experiment import Experiment
+    from warmstart.lineage import Lineage
+    from warmstart.run import Run
+    from warmstart.search import Runs
     from warmstart.session import Session
 
 __all__ = ["RunInfo", "Store", "StoreStats", "VerifyReport", "positive"]
@@ -182,6 +187,10 @@ class Store:
         self._recent: dict[Any, tuple[object, Entry]] = {}
         self._settled = time.monotonic()
         self._trouble: tuple[Exception, float] | None = None
+        self._fits: list[tuple[tuple[bytes, ...], int, float]] = []
+        self._saved = Saved()
+        self.told: tuple[str, threading.Thread] | None = None
+        """The process that has told this store what it is, and the thread that does so."""
         _open_stores.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -206,6 +215,11 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({self.address!r}{', read_only=True' if self.read_only else ''})"
+
+    def _repr_html_(self) -> str:
+        from warmstart.html import store_html  # noqa: PLC0415 (only notebooks need it)
+
+        return store_html(self)
 
     def __enter__(self) -> Self:
         return self
@@ -238,6 +252,187 @@ class Store:
         from warmstart.session import Session  # noqa: PLC0415 (sessions stand above the store)
 
         return Session(self, key, **options)
+
+    # Runs
+
+    def run(
+        self,
+        experiment: str | Experiment | None = None,
+        *,
+        name: str = "",
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        parent: str | Run | None = None,
+        recipe: tuple[str, str] | None = None,
+        resume: str | None = None,
+    ) -> Run:
+        """Make a run of any piece of work, or go on with one.
+
+        Parameters
+        ----------
+        experiment : str or Experiment, optional
+            By name, which is made if there is none, or by id. By default that of the parent,
+            else ``"default"``.
+        name : str
+            For people.
+        params : mapping of str to object
+            Text, numbers, booleans, lists and dicts.
+        tags : mapping of str to str
+            To search by.
+        parent : str or Run, optional
+            By default the run inside whose ``with`` block this is called.
+        recipe : tuple of (str, str), optional
+            Name and version of what is followed; `params` are what is done otherwise.
+        resume : str, optional
+            The id, or its first digits, of a run to go on with that is dead, failed or
+            cancelled.
+
+        Returns
+        -------
+        Run
+            Pending; ``with`` starts it, and ends it.
+
+        Raises
+        ------
+        RunLookupError, ExperimentLookupError
+            If the parent, the run to resume, or the experiment of an id is not there.
+        StatusError
+            If the run to resume is completed or alive.
+        """
+        from warmstart.run import create_run, get_run  # noqa: PLC0415 (runs stand above)
+
+        if resume is not None:
+            return get_run(self, resume).resume()
+        return create_run(
+            self,
+            experiment=experiment,
+            name=name,
+            params=params,
+            tags=tags,
+            parent=parent,
+            recipe=recipe,
+        )
+
+    def get_run(self, run: str) -> Run:
+        """Return a run by its id, or the first digits of it, at least six.
+
+        Raises
+        ------
+        RunLookupError
+            If there is none, or more than one.
+        """
+        from warmstart.run import get_run  # noqa: PLC0415 (runs stand above)
+
+        return get_run(self, run)
+
+    def runs(
+        self,
+        where: str | Sequence[Any] = (),
+        *,
+        experiment: str | Experiment | None = None,
+        parent: str | Run | None = None,
+        status: str | None = None,
+        recipe: str | tuple[str, str] | None = None,
+        limit: int | None = None,
+    ) -> Runs:
+        """Return the runs that meet all conditions, the newest first.
+
+        Parameters
+        ----------
+        where : str, or sequence of str or of (field, test, value)
+            Such as ``"params.rate >= 0.5"`` or ``("params.rate", "ge", 0.5)``. Fields are
+            ``params.NAME``, ``metrics.NAME`` (the latest value), ``tags.NAME``, ``extra.NAME``,
+            ``name``, ``note``, ``state``, ``experiment`` and those of `RunInfo`; tests are
+            ``eq``, ``ne``, ``gt``, ``lt``, ``ge``, ``le``, ``contains`` and ``startswith``. A
+            value of another type, or none, never meets a condition.
+        experiment : str or Experiment, optional
+            Whose runs.
+        parent : str or Run, optional
+            Whose parts.
+        status : str, optional
+            One of the five, or ``"dead"``.
+        recipe : str or tuple of (str, str), optional
+            A name, or a name and a version.
+        limit : int, optional
+            At most so many.
+
+        Notes
+        -----
+        Reads all runs: some 5 us each, and as much again for each condition on what people say.
+        """
+        from warmstart.search import find_runs  # noqa: PLC0415 (runs stand above)
+
+        return find_runs(
+            self,
+            where,
+            experiment=experiment,
+            parent=parent,
+            status=status,
+            recipe=recipe,
+            limit=limit,
+        )
+
+    def create_experiment(
+        self,
+        name: str,
+        *,
+        description: str = "",
+        tags: Mapping[str, str] | None = None,
+        config: Any = None,
+    ) -> Experiment:
+        """Make an experiment.
+
+        Parameters
+        ----------
+        name : str
+            One of a kind in the store.
+        description : str
+            For people.
+        tags : mapping of str to str
+            For people.
+        config : object
+            What JSON can say.
+
+        Raises
+        ------
+        ExperimentLookupError
+            If the name is taken.
+        """
+        from warmstart.experiment import create_experiment  # noqa: PLC0415 (runs stand above)
+
+        return create_experiment(self, name, description=description, tags=tags, config=config)
+
+    def experiment(self, name: str) -> Experiment:
+        """Return an experiment by its name or id.
+
+        Raises
+        ------
+        ExperimentLookupError
+            If there is none.
+        """
+        from warmstart.experiment import get_experiment  # noqa: PLC0415 (runs stand above)
+
+        return get_experiment(self, name)
+
+    def lineage(self, run: Run | str | None = None) -> Lineage:
+        """Return which run began where which other ended, of all or of one run's relatives."""
+        from warmstart.lineage import lineage  # noqa: PLC0415 (runs stand above)
+
+        return lineage(self, run)
+
+    def plot_savings(self, *, ax: Any = None) -> Any:
+        """Draw evaluations made and saved, by day (matplotlib)."""
+        from warmstart.plots import plot_savings  # noqa: PLC0415 (optional)
+
+        return plot_savings(self, ax=ax)
+
+    def experiments(self) -> list[Experiment]:
+        """Return all experiments, the oldest first."""
+        from warmstart.experiment import experiments  # noqa: PLC0415 (runs stand above)
+
+        return experiments(self)
+
+    # Entries
 
     def put(
         self,
@@ -625,16 +820,36 @@ class Store:
         if self._discard is not None:
             self._discard()
 
+    def learn(self, groups: tuple[bytes, ...], evaluations: int, seconds: float) -> None:
+        """Note what a fit has cost, in all groups that it is in; written some seconds later."""
+        with self._lock:
+            self._fits.append((groups, evaluations, seconds))
+
+    def note_hit(self, evaluations: int, seconds: float) -> None:
+        """Note what a hit has saved; written some seconds later."""
+        with self._lock:
+            self._saved.merge(Saved(1, evaluations, seconds))
+
     def _settle(self, *, now: bool = False) -> None:
-        """Write gathered stamps of use and sweep damaged records that were met."""
-        if self.read_only or not (self._used or self._damaged):
+        """Write what was gathered: stamps of use, costs, savings; sweep damaged records."""
+        waiting = self._used or self._damaged or self._fits or self._saved.hits
+        if self.read_only or not waiting:
             return
         if not now and time.monotonic() - self._settled < _SETTLE_AFTER:
             return
         with self._lock:
             used, self._used = self._used, {}
             damaged, self._damaged = self._damaged, {}
+            fits, self._fits = self._fits, []
+            saved, self._saved = self._saved, Saved()
             self._settled = time.monotonic()
+        costs: dict[bytes, Cost] = {}
+        for groups, evaluations, seconds in fits:
+            for group in groups:
+                costs.setdefault(group, Cost()).add(evaluations, seconds)
+        merge_costs(self.backend, costs)
+        if saved.hits:
+            merge_saved(self.backend, int(self.clock() // 86_400), saved)
         stamps = {stamp_row(key): small(at) for key, at in used.items()}
         self.backend.apply(Batch(stamps))
         for row, sequence in damaged.items():

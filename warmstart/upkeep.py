@@ -9,11 +9,15 @@ import struct
 from collections import Counter
 from dataclasses import dataclass, field
 
-from warmstart import ledger, nearby
+import numpy as np
+
+from warmstart import learned, nearby
+from warmstart.artifacts import Artifact
 from warmstart.backends import Backend, Batch, Item
 from warmstart.errors import RecordError, RecordVersionError
 from warmstart.record import EntryKind, unseal
 from warmstart.rows import (
+    RunInfo,
     Slot,
     heads,
     info_row,
@@ -21,6 +25,7 @@ from warmstart.rows import (
     pin_row,
     read,
     read_small,
+    small,
     stamp_row,
     summary_row,
 )
@@ -32,6 +37,8 @@ _FILL = 0.9
 _ORPHAN_AGE = 86_400.0
 """Seconds for which the row of a run without entries is kept: it may still write one."""
 _BATCH = 2000
+_LEFT = (b"m", b"i", b"c")
+"""Rows that runs leave besides entries: series, states, artifacts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,8 @@ class StoreStats:
         Counts; `unreadable` are entries with a damaged or newer head.
     bytes, budget : int
         What live pairs occupy, the engine's overhead included, and what they may.
+    experiments, runs, series, artifacts, states : int
+        Counts of what was tracked; `series` are the pieces in which they are kept.
     journals, journal_bytes : int
         Recorded runs that can be gone on with, and what their files occupy.
     counters : dict of str to int
@@ -61,6 +70,11 @@ class StoreStats:
     unreadable: int
     bytes: int
     budget: int
+    experiments: int
+    runs: int
+    series: int
+    artifacts: int
+    states: int
     journals: int
     journal_bytes: int
     counters: dict[str, int]
@@ -156,8 +170,43 @@ def sweep(
     if backend.size() > budget:
         live.sort(key=lambda s: (s.key in stamps, stamps.get(s.key, 0.0), s.item.sequence))
         _make_room(backend, [slot.item for slot in live], budget, gone)
-    _delete_orphans(backend, now)
+    _delete_orphans(backend, now, ttl)
+    if backend.size() > budget:  # what runs have left besides entries, the oldest first
+        _make_room(backend, _left_by_runs(backend), budget, gone)
+        _delete_lost_blobs(backend)
     return gone
+
+
+def _left_by_runs(backend: Backend) -> list[Item]:
+    """Return the series, states and artifacts of all runs that are not running, oldest first."""
+    running = set()
+    for item in pages(backend, info_row(""), head=None):
+        info = read_small(item, RunInfo)
+        if info is not None and info.status == "running":
+            running.add(item.key[1:])
+    found = [
+        item
+        for letter in _LEFT
+        for item in pages(backend, letter, head=1)
+        if item.key[1:17] not in running
+    ]
+    return sorted(found, key=lambda item: item.key[1:17])
+
+
+def _delete_lost_blobs(backend: Backend) -> None:
+    """Delete bytes of which no artifact is made any more, and count those that are left."""
+    used: Counter[bytes] = Counter()
+    for item in pages(backend, b"c", head=None):
+        artifact = read_small(item, Artifact)
+        if artifact is not None:
+            used[bytes.fromhex(artifact.hash)] += 1
+    for item in pages(backend, b"b", head=None):
+        digest, condition = item.key[1:], {item.key: item.sequence}
+        if not used[digest]:
+            batch = Batch(deletes=[item.key, b"a" + digest], conditions=condition)
+            backend.apply(batch)
+        elif read_small(item, int) != used[digest]:
+            backend.apply(Batch({item.key: small(used[digest])}, conditions=condition))
 
 
 def _make_room(backend: Backend, victims: list[Item], budget: int, gone: Counter[str]) -> None:
@@ -190,8 +239,11 @@ def _delete_if_unmoved(backend: Backend, item: Item) -> bool:
     return backend.apply(batch) is not None
 
 
-def _delete_orphans(backend: Backend, now: float) -> None:
-    """Delete what is told about keys and runs that have no entry any more."""
+def _delete_orphans(backend: Backend, now: float, ttl: float | None) -> None:
+    """Delete what is told about keys that have no entry any more, and about forgotten runs.
+
+    A run is remembered as long as it has an entry, and as long as an entry of its age would be.
+    """
     keys, runs = set(), set()
     for item in pages(backend, b"e", head=1):
         keys.add(item.key[1:33])
@@ -202,15 +254,31 @@ def _delete_orphans(backend: Backend, now: float) -> None:
         for item in pages(backend, prefix, head=1)
         if item.key[1:] not in keys
     ]
+    oldest = now - max(_ORPHAN_AGE, np.inf if ttl is None else ttl)
+    processes = set()
+    for item in pages(backend, info_row(""), head=None):
+        info = read_small(item, RunInfo)
+        ended = _started(item.key[1:]) if info is None else info.ended or info.beat or info.started
+        if item.key[1:] not in runs and ended < oldest:
+            orphans.append(item)
+        else:
+            runs.add(item.key[1:])
+            processes.add("" if info is None else info.process)
+    left = [item for letter in _LEFT for item in pages(backend, letter, head=1)]
+    left += list(pages(backend, b"d", head=1))
+    lost = [item for item in left if item.key[1:17] not in runs]
+    # A process tells what it is before its first run ends.
     orphans += [
         item
-        for item in pages(backend, info_row(""), head=1)
-        if item.key[1:] not in runs and now - _started(item.key[1:]) > _ORPHAN_AGE
+        for item in pages(backend, b"h", head=1)
+        if item.key[1:].hex() not in processes and len(processes) > 1
     ]
-    for item in orphans:
+    for item in orphans + lost:
         _delete_if_unmoved(backend, item)
+    if any(item.key[:1] == b"c" for item in lost):
+        _delete_lost_blobs(backend)
     nearby.sweep(backend, keys)
-    for item in ledger.orphans(backend):
+    for item in learned.orphans(backend):
         _delete_if_unmoved(backend, item)
 
 
@@ -245,6 +313,19 @@ def _name(row: bytes) -> str:
     return f"{row[1:33].hex()[:12]}/{row[33:49].hex()[:12]}.{row[49:].decode('ascii', 'replace')}"
 
 
+_TRACKED = {
+    "experiments": b"x",
+    "runs": b"r",
+    "series": b"m",
+    "artifacts": b"c",
+    "states": b"i",
+}
+
+
+def _number(backend: Backend, letter: bytes) -> int:
+    return sum(1 for _ in pages(backend, letter, head=1))
+
+
 def stats(
     backend: Backend,
     *,
@@ -269,6 +350,7 @@ def stats(
         unreadable=kinds[None],
         bytes=backend.size(),
         budget=budget,
+        **{name: _number(backend, letter) for name, letter in _TRACKED.items()},
         journals=journals,
         journal_bytes=journal_bytes,
         counters=counters,

@@ -304,6 +304,11 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
             key += f" by {self.near.predictor} from {self.near.level}"
         return f"{self.source}{key}: {self.evaluations} evaluations{saved}{replay}{why}"
 
+    def _repr_html_(self) -> str:
+        from warmstart.html import report_html  # noqa: PLC0415 (only notebooks need it)
+
+        return report_html(self)
+
 
 _DEFAULTS = Warm()
 _FIELDS = tuple(field.name for field in dataclasses.fields(Warm))

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from scipy.optimize import OptimizeResult
 
+from warmstart import learned
 from warmstart.approach import Approach, check_near
 from warmstart.codec import RichResult
 from warmstart.errors import (
@@ -33,6 +34,7 @@ from warmstart.recording import Changed, Recorder, Stopped, current
 from warmstart.rewarn import overhear, rewarn
 from warmstart.session import LoadedEntry, LoadSource, Session
 from warmstart.starts import plan_of
+from warmstart.store import Store
 from warmstart.surfaces import Surface
 from warmstart.warm import FitReport, Warm, options_of, store_of, tell
 
@@ -146,7 +148,7 @@ def _fit(call: _Call) -> Any:
                 if entry is not None and entry.kind is not EntryKind.FINAL:
                     entry = None
         if entry is not None and _is_answer(call, entry):
-            return _answer(call, entry)
+            return _answer(call, store, entry)
         if spec is None:
             spec, producer = _identify(call)
     except FingerprintError as error:
@@ -217,12 +219,13 @@ _OFF: Any = types.SimpleNamespace(replay=None, fresh=False)
 """Stands for a fit without a recorder, so that fits inside it are part of it too."""
 
 
-def _answer(call: _Call, entry: Entry) -> Any:
+def _answer(call: _Call, store: Store, entry: Entry) -> Any:
     """Return the remembered result without calling anything of the user's."""
     payload = entry.payload
     if call.surface.random:
         Dice(call.bound).rewind(payload["rng"])
     rewarn(payload["warnings"], stacklevel=4)
+    store.note_hit(payload["evaluations"], payload["seconds"])
     report = FitReport(
         source="final",
         key=str(entry.key),
@@ -421,6 +424,10 @@ class _Run:
         token, result, heard = current.set(recorder), None, None
         partial: str | None = None
         anew: _Anew | None = None
+        session.facts["what"] = self._what()
+        if call.options.progress:
+            backend, groups = store.backend, self._groups()
+            recorder.expect(store.attempt(lambda: learned.predict(backend, groups), None))
         try:
             with session, overhear() as heard:
                 try:
@@ -439,6 +446,7 @@ class _Run:
         except BaseException as error:
             self._rewind()
             recorder.finish(completed=False, keep=not isinstance(error, Exception))
+            session.add_rows(recorder.traced())
             raise
         finally:
             current.reset(token)
@@ -511,13 +519,22 @@ class _Run:
         else:
             try:
                 objective = _objective(result, recorder)
-                rows: dict[bytes, bytes] = {}
+                rows = recorder.traced()
+                session.facts |= {
+                    "evaluations": recorder.calls,
+                    "saved": recorder.saved + self._beginning.evaluations,
+                    "seconds": seconds,
+                    "objective": objective,
+                }
                 if self._near is not None:
-                    left, rows = self._near.leave(session.key, result)
+                    left, index = self._near.leave(session.key, result)
                     payload |= left
+                    rows |= index
                 kept = session.finalize(payload, objective=objective, nfev=nfev, rows=rows)
                 if self._near is not None:
-                    self._near.enter(recorder.total, seconds)
+                    self._near.enter(recorder.total, seconds, session.facts["what"])
+                if self._beginning.source == "cold" and recorder.total:
+                    self._store.learn(self._groups(), recorder.total, seconds)
             except CodecError as error:  # a result of the user's own method may hold anything
                 kept, why = False, f"the result could not be kept: {error}"
         if not kept:
@@ -528,6 +545,21 @@ class _Run:
                 "the same call returns it"
             )
         return _with_report(result, self._report(recorder, why))
+
+    def _groups(self) -> tuple[bytes, ...]:
+        """Return the groups in which the fit is, for what fits cost."""
+        method = self._call.bound.get("method", "")
+        method = method if isinstance(method, str) else ""
+        return learned.path(self._call.surface.name, method, self._spec.part("model").digest)
+
+    def _what(self) -> str:
+        """Return what is called, and by which method, for people."""
+        bound, surface = self._call.bound, self._call.surface
+        function = bound.get(surface.function or "")
+        name = getattr(function, "__name__", type(function).__name__) if function else ""
+        method = bound.get("method", "")
+        words = (surface.name, method if isinstance(method, str) else "", name.strip("<>"))
+        return " ".join(filter(None, words))
 
     def _partial(self, recorder: Recorder, message: str) -> Any:
         """Return the best point of a fit that was ended, in the shape of its function."""

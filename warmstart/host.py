@@ -1,0 +1,148 @@
+"""The process that fits run in: what machine, what code, which versions; told once a process."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import getpass
+import importlib.metadata
+import os
+import platform
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["describe", "is_alive", "owner", "process_id"]
+
+_GIT_SECONDS = 5.0
+
+
+@functools.cache
+def process_id() -> str:
+    """Return the name of this process in the stores it writes to: 16 random hexadecimal digits."""
+    return secrets.token_hex(8)
+
+
+os.register_at_fork(after_in_child=process_id.cache_clear)
+
+
+@functools.cache
+def _host() -> str:
+    return socket.gethostname()
+
+
+@functools.cache
+def _created(pid: int) -> int:
+    import psutil  # noqa: PLC0415 (10 ms that only writers need)
+
+    return round(psutil.Process(pid).create_time() * 100.0)
+
+
+def owner() -> str:
+    """Return host, number and hour of birth of this process, by which others see if it lives."""
+    pid = os.getpid()
+    return f"{_host()}:{pid}:{_created(pid)}"
+
+
+def is_alive(whose: str) -> bool | None:
+    """Whether a process is there still; None if it is one of another host."""
+    import psutil  # noqa: PLC0415 (10 ms that only writers need)
+
+    name, *rest = whose.rsplit(":", 2)
+    if name != _host() or len(rest) != 2:
+        return None
+    try:
+        pid, created = map(int, rest)
+        return round(psutil.Process(pid).create_time() * 100.0) == created
+    except (ValueError, psutil.NoSuchProcess):
+        return False
+    except psutil.Error:
+        return True
+
+
+def describe() -> dict[str, Any]:
+    """Return what is known of this process; takes some 0.1 s.
+
+    Returns
+    -------
+    dict
+        Of what could be found out: ``host``, ``user``, ``pid``, ``script``, ``folder``,
+        ``python``, ``system``, ``cpu``, ``cores``, ``memory`` (bytes), ``gpus`` (names),
+        ``git_commit``, ``git_dirty``, ``packages`` (versions of what is imported).
+    """
+    import psutil  # noqa: PLC0415 (10 ms that only writers need)
+
+    found: dict[str, Any] = {
+        "pid": os.getpid(),
+        "script": _script(),
+        "folder": os.fspath(Path.cwd()),
+        "python": platform.python_version(),
+    }
+    parts: dict[str, Callable[[], Any]] = {
+        "host": _host,
+        "user": getpass.getuser,
+        "system": platform.platform,
+        "cpu": _cpu,
+        "cores": lambda: psutil.cpu_count(logical=False) or psutil.cpu_count(),
+        "memory": lambda: psutil.virtual_memory().total,
+        "gpus": _gpus,
+        "packages": _packages,
+    }
+    for name, part in parts.items():
+        with contextlib.suppress(Exception):  # none of it is worth failing for
+            found[name] = part()
+    with contextlib.suppress(Exception):
+        found |= _git()
+    return {name: value for name, value in found.items() if value not in (None, [], "")}
+
+
+def _script() -> str:
+    return sys.argv[0] if sys.argv and sys.argv[0] not in {"", "-c"} else ""
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _gpus() -> list[str]:
+    """Return the names of NVIDIA's cards, as their driver tells them."""
+    found = []
+    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        lines = file.read_text().splitlines()
+        found += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return found
+
+
+def _git() -> dict[str, Any]:
+    """Return the commit of the folder in which the script lies, and whether files differ."""
+    script = _script()
+    folder = Path(script).resolve().parent if script and Path(script).exists() else Path.cwd()
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(  # noqa: S603
+            ["git", "-C", os.fspath(folder), *arguments],  # noqa: S607
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=_GIT_SECONDS,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        ).stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": commit, "git_dirty": bool(changed)}
+
+
+def _packages() -> dict[str, str]:
+    """Return the versions of the installed packages that are imported."""
+    imported = {name for name in list(sys.modules) if "." not in name}
+    known = importlib.metadata.packages_distributions()
+    names = {known[name][0] for name in imported & known.keys()}
+    return {name: importlib.metadata.version(name) for name in sorted(names, key=str.lower)}

@@ -1,0 +1,221 @@
+"""Runs that meet conditions, as a list, a table or JSON."""
+
+from __future__ import annotations
+
+import json
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from warmstart.backends import Batch
+from warmstart.errors import ArgumentError
+from warmstart.experiment import Experiment, default, experiments, get_experiment
+from warmstart.rows import RunInfo, info_row, pages, read_small, small
+from warmstart.run import STATUSES, Document, Run, checked, dead, document_row
+from warmstart.store import Store
+
+__all__ = ["Runs", "condition", "find_runs", "import_runs", "infos"]
+
+_TESTS: dict[str, Callable[[Any, Any], bool]] = {
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "gt": operator.gt,
+    "lt": operator.lt,
+    "ge": operator.ge,
+    "le": operator.le,
+    "contains": lambda have, want: want in have,
+    "startswith": lambda have, want: have.startswith(want),
+}
+_ORDERED = {"gt", "lt", "ge", "le"}
+_SIGNS = {"!=": "ne", ">=": "ge", "<=": "le", "~": "contains", "^=": "startswith"}
+_SIGNS |= {"=": "eq", ">": "gt", "<": "lt"}
+Condition = tuple[str, str, Any]
+
+
+def condition(text: str) -> Condition:
+    """Return a condition that is written as text.
+
+    Examples
+    --------
+    >>> condition("params.rate >= 0.5")
+    ('params.rate', 'ge', 0.5)
+    >>> condition("what ~ curve_fit")
+    ('what', 'contains', 'curve_fit')
+    """
+    match = re.fullmatch(r"\s*([\w. -]+?)\s*(!=|>=|<=|\^=|~|=|>|<)\s*(.*?)\s*", text)
+    if match is None:
+        raise ArgumentError(
+            f"a condition is written as params.rate>=0.5 (=, !=, <, <=, >, >=, ~ for contains, "
+            f"^= for begins with), not {text!r:.60}"
+        )
+    field, sign, value = match.groups()
+    try:
+        wanted = json.loads(value)
+    except ValueError:
+        wanted = value
+    return field, _SIGNS[sign], wanted
+
+
+def _check_condition(given: Any) -> Condition:
+    if isinstance(given, str):
+        return condition(given)
+    if not isinstance(given, (tuple, list)) or len(given) != 3 or given[1] not in _TESTS:
+        raise ArgumentError(
+            f'a condition is (field, test, value) such as ("params.rate", "ge", 0.5) with one of '
+            f"{', '.join(_TESTS)}, or text, not {given!r:.60}"
+        )
+    field, test, value = given
+    top = field.partition(".")[0] if isinstance(field, str) else ""
+    if top not in {"params", "metrics", "tags", "extra"} and field not in _FIELDS:
+        raise ArgumentError(
+            f"there is no field {field!r:.60}: params.NAME, metrics.NAME, tags.NAME, or one of "
+            f"{', '.join(sorted(_FIELDS))}"
+        )
+    return field, test, value
+
+
+_FIELDS = {"status", "state", "name", "note", "experiment"} | set(RunInfo.__struct_fields__)
+
+
+def _meets(have: Any, test: str, want: Any) -> bool:
+    """Whether a value meets a condition; values of other types never do, even for ``ne``."""
+    kinds = [_kind(have), _kind(want)]
+    if test in {"contains", "startswith"}:
+        return kinds == ["text", "text"] and _TESTS[test](have, want)
+    if kinds[0] != kinds[1] or kinds[0] in {"none", "other"}:
+        return False
+    if test in _ORDERED and kinds[0] != "number":
+        return False
+    return bool(_TESTS[test](have, want))
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "switch"
+    if isinstance(value, (int, float)):
+        return "number"
+    return "text" if isinstance(value, str) else "none" if value is None else "other"
+
+
+def _value(run: Run, info: RunInfo, field: str, names: Mapping[str, str]) -> Any:
+    part, _, name = field.partition(".")
+    if part == "metrics":
+        return run.latest(name)
+    if part in {"params", "tags", "extra"}:
+        return getattr(run.document, part).get(name)
+    if field == "name":
+        return run.document.name or info.what
+    if field == "note":
+        return run.document.note
+    if field == "experiment":
+        return names.get(info.experiment or "", info.experiment)
+    if field == "state":
+        return "dead" if dead(info, run.store.clock()) else info.status
+    return getattr(info, field)
+
+
+def infos(store: Store) -> Iterator[RunInfo]:
+    """Iterate over how all runs went, the oldest first."""
+    for item in pages(store.backend, b"r", head=None):
+        found = read_small(item, RunInfo)
+        if found is not None:
+            yield found
+
+
+def find_runs(
+    store: Store,
+    where: str | Sequence[Any] = (),
+    *,
+    experiment: str | Experiment | None = None,
+    parent: str | Run | None = None,
+    status: str | None = None,
+    recipe: str | tuple[str, str] | None = None,
+    limit: int | None = None,
+) -> Runs:
+    """Return the runs that meet all conditions, the newest first; see `Store.runs`."""
+    given = [where] if isinstance(where, str) or (where and isinstance(where[0], str)) else where
+    conditions = [_check_condition(one) for one in given]
+    if status is not None and status not in (*STATUSES, "dead"):
+        raise ArgumentError(f"status is one of {', '.join(STATUSES)} or dead, not {status!r:.60}")
+    wanted = None
+    if experiment is not None:
+        known = experiment.id if isinstance(experiment, Experiment) else experiment
+        wanted = get_experiment(store, known).id
+    above = parent.id if isinstance(parent, Run) else parent
+    names = {one.id: one.name for one in experiments(store)} if conditions else {}
+    now = store.clock()
+    found: list[Run] = []
+    listed = list(infos(store))
+    for info in reversed(listed):
+        if limit is not None and len(found) >= limit:
+            break
+        if wanted is not None and (info.experiment or default(store)) != wanted:
+            continue
+        if above is not None and info.parent != above:
+            continue
+        if status is not None and status != ("dead" if dead(info, now) else info.status):
+            continue
+        run = Run(store, info.run)
+        if recipe is not None:
+            theirs = run.document.recipe
+            named = (recipe,) if isinstance(recipe, str) else tuple(recipe)
+            if theirs is None or theirs[: len(named)] != named:
+                continue
+        if all(_meets(_value(run, info, field, names), *rest) for field, *rest in conditions):
+            found.append(run)
+    return Runs(found)
+
+
+class Runs(list[Run]):
+    """Runs that were found: a list, a table, JSON."""
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return `Run.to_dict` of each."""
+        return [run.to_dict() for run in self]
+
+    def to_json(self) -> str:
+        """Return all as a JSON list."""
+        return json.dumps(self.to_dicts())
+
+    def to_frame(self) -> Any:
+        """Return a pandas DataFrame, a row a run; parameters as ``params.name``."""
+        try:
+            import pandas as pd  # noqa: PLC0415 (optional)
+        except ImportError:
+            raise ArgumentError("a DataFrame needs pandas: pip install pandas") from None
+        flat = []
+        for found in self.to_dicts():
+            parts = {part: found.pop(part, {}) for part in ("params", "tags", "extra")}
+            for part, values in parts.items():
+                found |= {f"{part}.{name}": value for name, value in values.items()}
+            flat.append(found)
+        return pd.DataFrame(flat)
+
+    def _repr_html_(self) -> str:
+        from warmstart.html import runs_html  # noqa: PLC0415 (only notebooks need it)
+
+        return runs_html(self)
+
+
+def import_runs(store: Store, text: str) -> int:
+    """Add runs that `Runs.to_json` wrote; returns how many were not there."""
+    added = 0
+    try:
+        documents = json.loads(text)
+        parts = [
+            (
+                msgspec.convert(one, RunInfo, strict=False),
+                msgspec.convert(one, Document, strict=False),
+            )
+            for one in documents
+        ]
+    except (ValueError, TypeError, msgspec.MsgspecError) as error:
+        raise ArgumentError(f"this is not what Runs.to_json writes: {error}") from None
+    for info, document in parts:
+        row = info_row(info.run)
+        rows = {row: small(info), document_row(info.run): small(checked(document))}
+        added += store.backend.apply(Batch(rows, conditions={row: None})) is not None
+    return added
