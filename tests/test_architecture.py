@@ -35,7 +35,7 @@ FLOORS = [
     ["experiment"],
     ["run"],
     ["search"],
-    ["plots", "lineage"],
+    ["plots", "lineage", "models"],
     ["recent", "rewarn", "surfaces", "predictors"],
     ["predictors.nearest", "predictors.path", "predictors.gauss_newton", "predictors.influence"],
     ["recording", "predictors.regression", "predictors.quadratic"],

@@ -114,20 +114,20 @@ class _Change:
         return self._backend.apply(batch) is not None
 
 
-def delete(backend: Backend, run: str, name: str) -> bool:
-    """Delete an artifact, and its bytes if nothing else is made of them; whether it was there."""
+def delete(backend: Backend, run: str, name: str) -> int:
+    """Delete an artifact, and its bytes if nothing else is made of them; returns its size."""
     while True:
         item = backend.get(row(run, name))
         known = read_small(item, Artifact)
         if item is None:
-            return False
+            return 0
         change = _Change(backend)
         change.deletes.append(item.key)
         change.conditions[item.key] = item.sequence
         if known is not None:
             change.count(bytes.fromhex(known.hash), -1)
         if change.apply():
-            return True
+            return known.size if known is not None and change.deletes[1:] else 1
 
 
 def listed(backend: Backend, run: str) -> list[Artifact]:

@@ -519,7 +519,7 @@ class Run:
 
     def delete_artifact(self, name: str) -> bool:
         """Delete an artifact, and its bytes when the last one goes; whether it was there."""
-        return artifacts.delete(self._backend, self.id, name)
+        return bool(artifacts.delete(self._backend, self.id, name))
 
     # States
 

@@ -136,7 +136,8 @@ def find_runs(
     limit: int | None = None,
 ) -> Runs:
     """Return the runs that meet all conditions, the newest first; see `Store.runs`."""
-    given = [where] if isinstance(where, str) or (where and isinstance(where[0], str)) else where
+    single = isinstance(where, str) or (isinstance(where, tuple) and len(where) == 3)
+    given = [where] if single and where and isinstance(where[0], str) else where
     conditions = [_check_condition(one) for one in given]
     if status is not None and status not in (*STATUSES, "dead"):
         raise ArgumentError(f"status is one of {', '.join(STATUSES)} or dead, not {status!r:.60}")

@@ -426,10 +426,20 @@ def tell_process(store: Store) -> threading.Thread | None:
     return thread
 
 
+_last_id = 0
+_id_lock = threading.Lock()
+
+
 def new_run_id() -> str:
     """Return a new run's name: 32 hexadecimal digits that sort by time, as a UUID 7 does.
 
     48 bits of milliseconds since the epoch, then 80 random bits, so that containers in which
-    every process has the same number cannot collide.
+    every process has the same number cannot collide. Those of one process rise.
     """
-    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+    global _last_id  # noqa: PLW0603 (the last one of this process)
+    made = time.time_ns() // 1_000_000 << 80 | secrets.randbits(80)
+    with _id_lock:
+        if made <= _last_id:
+            made = _last_id + 1 + secrets.randbits(40)
+        _last_id = made
+    return f"{made:032x}"

@@ -47,8 +47,8 @@ class Policy(NamedTuple):
     last : int or None
         Keep so many, the newest; None for all.
     geometric : bool
-        Besides, keep about as many of the older ones as they have binary digits: the distance
-        between them doubles.
+        Besides, keep some of the older ones, ever further apart: about four for each doubling of
+        the distance to the newest.
     """
 
     every: int = 1
@@ -62,12 +62,9 @@ class Policy(NamedTuple):
         old = kept[: -self.last] if self.last else kept
         if not self.geometric:
             return old
-        newest, spared, edge = kept[-1], set(), 1
-        for step in reversed(old):
-            if newest - step >= edge:
-                spared.add(step)
-                edge = 2 * (newest - step)
-        return [step for step in old if step not in spared]
+        # A step lives four times as long as the power of two that divides it.
+        newest = kept[-1]
+        return [step for step in old if step and newest - step > 4 * (step & -step)]
 
 
 def _prefix(run: str, namespace: str) -> bytes:

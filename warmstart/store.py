@@ -67,6 +67,7 @@ from warmstart.upkeep import StoreStats, VerifyReport, stats, sweep, verify
 if TYPE_CHECKING:
     from warmstart.experiment import Experiment
     from warmstart.lineage import Lineage
+    from warmstart.models import Model
     from warmstart.run import Run
     from warmstart.search import Runs
     from warmstart.session import Session
@@ -413,6 +414,12 @@ class Store:
         from warmstart.experiment import get_experiment  # noqa: PLC0415 (runs stand above)
 
         return get_experiment(self, name)
+
+    def models(self) -> list[Model]:
+        """Return the models that are fitted, and which of their arguments change; see `Model`."""
+        from warmstart.models import models  # noqa: PLC0415 (runs stand above)
+
+        return models(self)
 
     def lineage(self, run: Run | str | None = None) -> Lineage:
         """Return which run began where which other ended, of all or of one run's relatives."""

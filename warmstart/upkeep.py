@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from warmstart import learned, nearby
-from warmstart.artifacts import Artifact
+from warmstart import artifacts, learned, nearby
 from warmstart.backends import Backend, Batch, Item
 from warmstart.errors import RecordError, RecordVersionError
 from warmstart.record import EntryKind, unseal
@@ -25,7 +24,6 @@ from warmstart.rows import (
     pin_row,
     read,
     read_small,
-    small,
     stamp_row,
     summary_row,
 )
@@ -172,13 +170,28 @@ def sweep(
         _make_room(backend, [slot.item for slot in live], budget, gone)
     _delete_orphans(backend, now, ttl)
     if backend.size() > budget:  # what runs have left besides entries, the oldest first
-        _make_room(backend, _left_by_runs(backend), budget, gone)
-        _delete_lost_blobs(backend)
+        _shorten_runs(backend, budget)
     return gone
 
 
+def _shorten_runs(backend: Backend, budget: int) -> None:
+    """Delete what runs have left besides entries, the oldest first, until there is room."""
+    victims = _left_by_runs(backend)
+    backend.flush()
+    while victims and (excess := backend.size() - int(_FILL * budget)) > 0:
+        while victims and excess > 0:
+            item = victims.pop()
+            excess -= _cost(item.size)
+            if item.key[:1] == b"c":
+                run, name = item.key[1:17].hex(), item.key[17:].decode()
+                excess -= _cost(artifacts.delete(backend, run, name))
+            else:
+                _delete_if_unmoved(backend, item)
+        backend.flush()  # only what has reached the durable part shows in its size
+
+
 def _left_by_runs(backend: Backend) -> list[Item]:
-    """Return the series, states and artifacts of all runs that are not running, oldest first."""
+    """Return the series, states and artifacts of all runs that are not running, oldest last."""
     running = set()
     for item in pages(backend, info_row(""), head=None):
         info = read_small(item, RunInfo)
@@ -190,23 +203,7 @@ def _left_by_runs(backend: Backend) -> list[Item]:
         for item in pages(backend, letter, head=1)
         if item.key[1:17] not in running
     ]
-    return sorted(found, key=lambda item: item.key[1:17])
-
-
-def _delete_lost_blobs(backend: Backend) -> None:
-    """Delete bytes of which no artifact is made any more, and count those that are left."""
-    used: Counter[bytes] = Counter()
-    for item in pages(backend, b"c", head=None):
-        artifact = read_small(item, Artifact)
-        if artifact is not None:
-            used[bytes.fromhex(artifact.hash)] += 1
-    for item in pages(backend, b"b", head=None):
-        digest, condition = item.key[1:], {item.key: item.sequence}
-        if not used[digest]:
-            batch = Batch(deletes=[item.key, b"a" + digest], conditions=condition)
-            backend.apply(batch)
-        elif read_small(item, int) != used[digest]:
-            backend.apply(Batch({item.key: small(used[digest])}, conditions=condition))
+    return sorted(found, key=lambda item: item.key[1:17], reverse=True)
 
 
 def _make_room(backend: Backend, victims: list[Item], budget: int, gone: Counter[str]) -> None:
@@ -274,9 +271,10 @@ def _delete_orphans(backend: Backend, now: float, ttl: float | None) -> None:
         if item.key[1:].hex() not in processes and len(processes) > 1
     ]
     for item in orphans + lost:
-        _delete_if_unmoved(backend, item)
-    if any(item.key[:1] == b"c" for item in lost):
-        _delete_lost_blobs(backend)
+        if item.key[:1] == b"c":
+            artifacts.delete(backend, item.key[1:17].hex(), item.key[17:].decode())
+        else:
+            _delete_if_unmoved(backend, item)
     nearby.sweep(backend, keys)
     for item in learned.orphans(backend):
         _delete_if_unmoved(backend, item)
