@@ -48,6 +48,7 @@ FLOORS = [
     ["patch", "recipes", "gaussian", "multistart"],
     ["sklearn"],
     ["demo"],
+    ["cli_runs", "page"],
     ["cli"],
     ["__main__"],
 ]

@@ -89,7 +89,7 @@ class TestCommands:
         rows = run_json(capsys, "ls")
         assert sorted(row["key"] for row in rows) == sorted(keys)
         assert "least_squares" in rows[0]["what"]
-        code, out, _ = run(capsys, "ls", "--limit", "1")
+        code, out, _ = run(capsys, "fits", "--limit", "1")
         assert code == 0
         assert "and 2 more" in out
         assert rows[0]["key"][:12] in out
@@ -179,7 +179,7 @@ class TestRefusals:
     def test_no_store(self, tmp_path, monkeypatch, capsys):
         """Asking a store that is not there says so, exits with 1, and creates nothing."""
         place = tmp_path / "none"
-        code, _, err = run(capsys, "ls", "--store", str(place))
+        code, _, err = run(capsys, "fits", "--store", str(place))
         assert (code, "no store" in err) == (1, True)
         assert not place.exists()
 
@@ -188,9 +188,9 @@ class TestRefusals:
         for arguments in (
             (),
             ("nothing",),
-            ("ls", "--limit", "0"),
+            ("fits", "--limit", "0"),
             ("show",),
-            ("ls", "--store", "redis://x"),
+            ("fits", "--store", "redis://x"),
         ):
             assert run(capsys, *arguments)[0] == 2
 

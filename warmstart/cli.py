@@ -11,29 +11,30 @@ import re
 import runpy
 import signal
 import sys
+import threading
 import time
+import webbrowser
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
-
 import warmstart
+from warmstart import cli_runs
 from warmstart.demo import run_demo
 from warmstart.errors import KeyLookupError, WarmstartError
 from warmstart.fingerprint import Fingerprint
 from warmstart.patch import patch
 from warmstart.record import Entry
-from warmstart.report import ago, size, table
+from warmstart.report import Out, ago, size, table
 from warmstart.store import Store
 from warmstart.warm import FitReport
 
 __all__ = ["main"]
 
 _EPILOG = """\
-KEY is a key or its first digits, at least four, as `warmstart ls` shows them.
+KEY is a key or its first digits, at least four, as `warmstart fits` shows them; RUN a run's, at
+least six, as `warmstart ls` does.
 
 Exit codes: 0 all well; 1 the store or a file is damaged or cannot be used; 2 wrong arguments
 or an unknown key. `warmstart run` ends as the script does.
@@ -43,36 +44,7 @@ cache directory. `warmstart stats` says where.
 """
 
 _LINES = 50
-_Handler = Callable[[argparse.Namespace, "_Out"], int]
-
-
-class _Out:
-    """Writes for people or, with --json, one JSON document for machines."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self.as_json = as_json
-        self.console = Console()
-        self.errors = Console(stderr=True)
-
-    def json(self, document: Any) -> None:
-        json.dump(document, sys.stdout, indent=2, default=_plain)
-        sys.stdout.write("\n")
-
-    def note(self, text: str) -> None:
-        if not self.as_json:
-            self.errors.print(text, style="dim", markup=False, highlight=False)
-
-    @contextlib.contextmanager
-    def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        with Progress(console=self.errors, transient=True, disable=self.as_json) as bar:
-            task = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return str(value)
+_Handler = Callable[[argparse.Namespace, "Out"], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         By default those of the process.
     """
     parsed = _parser().parse_args(arguments)
-    out = _Out(as_json=parsed.json)
+    out = Out(as_json=parsed.json)
     handler: _Handler = parsed.handler
     try:
         return handler(parsed, out)
@@ -137,13 +109,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--progress", action="store_true", help="show how each fit gets on")
     sub.add_argument("script", help="a Python file")
     sub.add_argument("args", nargs=argparse.REMAINDER, help="what the script gets as arguments")
-    sub = command("ls", _ls, "list the fits in the store, newest first")
-    sub.add_argument("-n", "--limit", type=_count, default=30, help="at most so many (30)")
-    sub = command("show", _show, "show all entries of one fit")
-    sub.add_argument("key", metavar="KEY")
+    cli_runs.add(command)
+    sub = command("fits", _ls, "list the fits in the store, newest first")
+    sub.add_argument("-n", "--limit", type=cli_runs.count, default=30, help="at most so many (30)")
+    sub = command("show", _show, "show a run, or all entries of one fit")
+    sub.add_argument("key", metavar="RUN or KEY")
+    sub.add_argument("--lineage", action="store_true", help="and which runs it goes back to")
     sub = command("explain", _explain, "say in which arguments two fits differ")
     sub.add_argument("key", metavar="KEY")
     sub.add_argument("other", metavar="KEY")
+    sub = command("report", _report, "write a page to look at: runs, savings, lineage, plans")
+    sub.add_argument("-o", "--output", default="report.html", metavar="FILE", help="report.html")
+    sub = command("ui", _ui, "serve that page on this machine, with what is new as it comes")
+    sub.add_argument("--port", type=int, default=0, help="by default a free one")
+    sub.add_argument("--open", action="store_true", help="open it in the browser")
     command("stats", _stats, "count what is in the store, and say where it is")
     sub = command("verify", _verify, "read every record and check every byte")
     sub.add_argument("--repair", action="store_true", help="delete what is damaged")
@@ -155,18 +134,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
 def _store(parsed: argparse.Namespace, *, writes: bool = False) -> Store:
     return Store(parsed.store, read_only=not writes)
 
 
-def _demo(parsed: argparse.Namespace, out: _Out) -> int:
+def _demo(parsed: argparse.Namespace, out: Out) -> int:
     store = Store(parsed.store) if parsed.store else None
     rows = run_demo(store, out.note)
     if out.as_json:
@@ -192,7 +164,7 @@ def _demo(parsed: argparse.Namespace, out: _Out) -> int:
     return 0
 
 
-def _run(parsed: argparse.Namespace, out: _Out) -> int:
+def _run(parsed: argparse.Namespace, out: Out) -> int:
     script = Path(parsed.script)
     if not script.is_file():
         out.errors.print(f"warmstart: there is no script {script}", markup=False)
@@ -232,7 +204,7 @@ _WORDS = {
 }
 
 
-def _summarize(fits: list[FitReport], seconds: float, out: _Out) -> None:
+def _summarize(fits: list[FitReport], seconds: float, out: Out) -> None:
     counts = Counter(_WORDS.get(fit.source, fit.source) for fit in fits)
     evaluations = Counter[str]()
     saved = Counter[str]()
@@ -263,7 +235,7 @@ def _summarize(fits: list[FitReport], seconds: float, out: _Out) -> None:
         out.errors.print(f"  {why}", markup=False, highlight=False)
 
 
-def _ls(parsed: argparse.Namespace, out: _Out) -> int:
+def _ls(parsed: argparse.Namespace, out: Out) -> int:
     with _store(parsed) as store:
         fits = [(key, store.entries(key)) for key in list(store.keys())]
         fits = [(key, entries) for key, entries in fits if entries]
@@ -314,8 +286,10 @@ def _line(store: Store, key: Fingerprint, entries: list[Entry]) -> dict[str, Any
     }
 
 
-def _show(parsed: argparse.Namespace, out: _Out) -> int:
+def _show(parsed: argparse.Namespace, out: Out) -> int:
     with _store(parsed) as store:
+        if (code := cli_runs.show(store, parsed, out)) is not None:
+            return code
         key = store.resolve(parsed.key)
         entries = store.entries(key)
         summary = store.summary(key)
@@ -368,7 +342,7 @@ def _show(parsed: argparse.Namespace, out: _Out) -> int:
     return 0
 
 
-def _explain(parsed: argparse.Namespace, out: _Out) -> int:
+def _explain(parsed: argparse.Namespace, out: Out) -> int:
     with _store(parsed) as store:
         key, other = store.resolve(parsed.key), store.resolve(parsed.other)
         differences = store.explain(key, other)
@@ -390,7 +364,38 @@ def _explain(parsed: argparse.Namespace, out: _Out) -> int:
     return 0
 
 
-def _stats(parsed: argparse.Namespace, out: _Out) -> int:
+def _report(parsed: argparse.Namespace, out: Out) -> int:
+    from warmstart.page import page_data, render  # noqa: PLC0415 (optional parts)
+
+    with _store(parsed) as store:
+        data = page_data(store)
+    file = Path(parsed.output)
+    file.write_text(render(data), encoding="utf-8")
+    if out.as_json:
+        out.json({"file": str(file), "runs": len(data["runs"])})
+    else:
+        out.console.print(f"{file}: {len(data['runs']):,} runs", markup=False, highlight=False)
+    return 0
+
+
+def _ui(parsed: argparse.Namespace, out: Out) -> int:
+    from warmstart.page import render, serve  # noqa: PLC0415 (optional parts)
+
+    with _store(parsed) as store:
+        store.stats()  # before anybody is told an address
+        render({})
+        served = serve(store, parsed.port)
+        if parsed.open:
+            webbrowser.open(served.url)
+        out.console.print(f"{served.url}  (Ctrl-C ends it)", markup=False, highlight=False)
+        sys.stdout.flush()
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+        served.stop()
+    return 0
+
+
+def _stats(parsed: argparse.Namespace, out: Out) -> int:
     with _store(parsed) as store:
         stats = store.stats()
     if out.as_json:
@@ -406,7 +411,7 @@ def _stats(parsed: argparse.Namespace, out: _Out) -> int:
     return 0
 
 
-def _verify(parsed: argparse.Namespace, out: _Out) -> int:
+def _verify(parsed: argparse.Namespace, out: Out) -> int:
     with _store(parsed, writes=parsed.repair) as store:
         report = store.verify(repair=parsed.repair)
     if out.as_json:
@@ -428,7 +433,7 @@ def _verify(parsed: argparse.Namespace, out: _Out) -> int:
     return 0 if report.sound else 1
 
 
-def _gc(parsed: argparse.Namespace, out: _Out) -> int:
+def _gc(parsed: argparse.Namespace, out: Out) -> int:
     with _store(parsed, writes=True) as store:
         gone = store.gc()
     if out.as_json:
@@ -439,7 +444,7 @@ def _gc(parsed: argparse.Namespace, out: _Out) -> int:
     return 0
 
 
-def _export(parsed: argparse.Namespace, out: _Out) -> int:
+def _export(parsed: argparse.Namespace, out: Out) -> int:
     with _store(parsed) as store, out.progress("export") as progress:
         count = store.export(parsed.file, progress=progress)
     if out.as_json:
@@ -449,7 +454,7 @@ def _export(parsed: argparse.Namespace, out: _Out) -> int:
     return 0
 
 
-def _import(parsed: argparse.Namespace, out: _Out) -> int:
+def _import(parsed: argparse.Namespace, out: Out) -> int:
     with _store(parsed, writes=True) as store, out.progress("import") as progress:
         added, skipped = store.import_(parsed.file, progress=progress)
     if out.as_json:

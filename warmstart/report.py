@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["ago", "size", "table"]
+__all__ = ["Out", "ago", "size", "table"]
 
 _WHOLE = {"key", "run", "kind", "status", "written", "nfev "}
 """Columns that are shown whole, at the cost of the others."""
@@ -33,6 +38,38 @@ _COLORS = {
     "cancelled": "red",
     "damaged": "red",
 }
+
+
+class Out:
+    """Writes for people or, with --json, one JSON document for machines."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.console = Console()
+        self.errors = Console(stderr=True)
+
+    def json(self, document: Any) -> None:
+        """Write a document for machines."""
+        json.dump(document, sys.stdout, indent=2, default=_plain)
+        sys.stdout.write("\n")
+
+    def note(self, text: str) -> None:
+        """Tell people something beside the result."""
+        if not self.as_json:
+            self.errors.print(text, style="dim", markup=False, highlight=False)
+
+    @contextlib.contextmanager
+    def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Show a bar; yields what moves it."""
+        with Progress(console=self.errors, transient=True, disable=self.as_json) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value)
 
 
 def table(

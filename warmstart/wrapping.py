@@ -520,9 +520,10 @@ class _Run:
             try:
                 objective = _objective(result, recorder)
                 rows = recorder.traced()
+                fewer = 0 if self._near is None else self._near.estimate(recorder.total)
                 session.facts |= {
                     "evaluations": recorder.calls,
-                    "saved": recorder.saved + self._beginning.evaluations,
+                    "saved": recorder.saved + self._beginning.evaluations + fewer,
                     "seconds": seconds,
                     "objective": objective,
                 }
