@@ -10,6 +10,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,20 @@ saved: int = sum(fit.evaluations_saved for fit in fits)
     file = tmp_path / "user.py"
     file.write_text(code)
     subprocess.run([sys.executable, "-m", "mypy", "--strict", str(file)], check=True, cwd=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*TCP without encryption")
+def test_the_story_runs(tmp_path):
+    """The notebook is run as people run it, with a kernel; every cell, from top to bottom."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    path = Path(__file__).parents[1] / "notebooks" / "story.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the kernel's own libraries
+        NotebookClient(notebook, timeout=240, resources={"metadata": {"path": tmp_path}}).execute()
+    assert sum(cell.cell_type == "code" for cell in notebook.cells) >= 10
 
 
 @pytest.mark.parametrize("name", ["README.md", "notebooks/quickstart.ipynb"])
