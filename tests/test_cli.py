@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 import zipfile
 
 import numpy as np
 import pytest
 
-from warmstart import Store, cli, optimize, using
+from warmstart import ArgumentError, Store, cli, learned, optimize, using
 from warmstart.backends import Batch
 
 
@@ -59,6 +60,12 @@ class TestCommands:
             "run",
             "ls",
             "show",
+            "compare",
+            "plot",
+            "families",
+            "report",
+            "ui",
+            "fits",
             "explain",
             "stats",
             "verify",
@@ -74,6 +81,12 @@ class TestCommands:
             "run",
             "ls",
             "show",
+            "compare",
+            "plot",
+            "families",
+            "report",
+            "ui",
+            "fits",
             "explain",
             "stats",
             "verify",
@@ -86,7 +99,7 @@ class TestCommands:
 
     def test_ls(self, place, keys, capsys):
         """Fits are listed newest first; a long list is cut with a count."""
-        rows = run_json(capsys, "ls")
+        rows = run_json(capsys, "fits")
         assert sorted(row["key"] for row in rows) == sorted(keys)
         assert "least_squares" in rows[0]["what"]
         code, out, _ = run(capsys, "fits", "--limit", "1")
@@ -251,3 +264,135 @@ def test_bundles_keep_the_order_of_writing(tmp_path):
             np.testing.assert_array_equal(
                 [e.run for e in store.entries(found[0])], [e.run for e in other.entries(found[1])]
             )
+
+
+class TestRuns:
+    """Runs in the terminal."""
+
+    @pytest.fixture
+    def runs(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("WARMSTART_STORE", str(tmp_path / "store"))
+        monkeypatch.setenv("COLUMNS", "200")
+
+        def bowl(x, a):
+            time.sleep(0.002)
+            return float(np.sum((x - a) ** 2)), 2.0 * (x - a)
+
+        with Store(tmp_path / "store") as store:
+            with using(store=store, near=True):
+                for a in (1.0, 1.5, 1.5):
+                    optimize.minimize(bowl, np.zeros(3), args=(a,), jac=True, method="CG")
+            with store.run("mine", name="outer", params={"rate": 0.5}, tags={"who": "me"}) as run:
+                run.log_metric("score", 2.0)
+                run.log_metric("score", 1.0)
+                run.log_artifact("a.txt", b"x")
+            with pytest.raises(OverflowError), store.run("mine", name="[red]broken[/red]"):
+                raise OverflowError
+            store.flush()
+            return {one.name: one.id for one in store.runs()}
+
+    def test_ls(self, runs, capsys):
+        """Filtered, sorted, cut with a count, savings summed."""
+        assert len(run_json(capsys, "ls")) == 4
+        assert [r["name"] for r in run_json(capsys, "ls", "params.rate>=0.5")] == ["outer"]
+        assert [r["state"] for r in run_json(capsys, "ls", "status=failed")] == ["failed"]
+        assert len(run_json(capsys, "ls", "--experiment", "mine")) == 2
+        found = [r.get("evaluations", -1) for r in run_json(capsys, "ls", "--sort", "evaluations")]
+        assert found == sorted(found, reverse=True)
+        code, out, _ = run(capsys, "ls", "-n", "2")
+        assert code == 0
+        assert "and 2 more" in out
+        assert "1 hits saved" in out
+        assert "[red]broken[/red]" in out
+
+    def test_show(self, runs, capsys):
+        code, out, _ = run(capsys, "show", runs["outer"][:20])
+        assert code == 0
+        for text in ("params.rate", "0.5", "artifact a.txt", "score", "completed"):
+            assert text in out
+        found = run_json(capsys, "show", runs["minimize CG bowl"], "--lineage")
+        assert found["lineage"]["edges"][0]["kind"] == "near"
+        assert found["series"]["best"]["points"] > 0
+        code, out, _ = run(capsys, "show", runs["minimize CG bowl"], "--lineage")
+        assert "near sibling-hyper" in out
+
+    def test_compare(self, runs, capsys):
+        code, out, _ = run(capsys, "compare", *runs.values())
+        assert code == 0
+        assert "differs" in out
+        found = run_json(capsys, "compare", runs["outer"], runs["minimize CG bowl"])
+        assert found["values"]["params.rate"] == [0.5, None]
+
+    def test_plot(self, runs, capsys):
+        code, out, _ = run(capsys, "plot", runs["minimize CG bowl"], runs["outer"])
+        assert code == 0
+        assert "score" in out
+        assert len(out.splitlines()) > 18
+        found = run_json(capsys, "plot", runs["outer"], "--series", "score")
+        assert found[0]["values"] == [2.0, 1.0]
+        code, _, err = run(capsys, "plot", runs["outer"], "--series", "none")
+        assert code == 2
+        assert "it has score" in err
+
+    def test_families(self, runs, capsys):
+        found = run_json(capsys, "families", "--models")
+        assert {row["way"] for row in found["families"]} == {"cold", "sibling-hyper nearest"}
+        assert found["models"][0]["fits"] == 2
+        code, out, _ = run(capsys, "families", "--models")
+        assert code == 0
+        assert "settings.x0" in out
+
+    def test_wrong(self, runs, capsys):
+        for arguments in (
+            ("ls", "color=red"),
+            ("ls", "--experiment", "none"),
+            ("show", "ffffffffffff"),
+            ("compare", "ffffffffffff"),
+        ):
+            code, _, err = run(capsys, *arguments)
+            assert code == 2
+            assert err.startswith("warmstart: ")
+
+
+class TestLooks:
+    """Plots and what notebooks show."""
+
+    def test_of_a_run(self, tmp_path):
+        import matplotlib
+
+        matplotlib.use("Agg")
+        store = Store(tmp_path / "<b>store</b>")
+        with store.run(name="<script>x</script>", params={"<i>": "<u>"}) as one:
+            for step in range(5):
+                one.log_metric("loss", 10.0**-step)
+        shown = one._repr_html_()
+        assert "&lt;script&gt;" in shown
+        assert "<script>" not in shown + store._repr_html_() + store.runs()._repr_html_()
+        axes = one.plot()
+        assert axes.get_yscale() == "log"
+        assert axes.get_ylabel() == "loss"
+        with pytest.raises(ArgumentError, match="has no series 'x': it has loss"):
+            one.plot("x")
+        with using(store=store):
+            for _ in range(3):
+                result = optimize.minimize(optimize.rosen, [1.0, 2.0], method="Powell")
+        assert "final" in result.warm._repr_html_()
+        store.flush()
+        bars = store.plot_savings().patches
+        assert sum(bar.get_height() for bar in bars) > 100
+        matplotlib.pyplot.close("all")
+
+    def test_the_bar_says_how_long(self, tmp_path, capsys):
+        """From what such fits have cost."""
+        store = Store(tmp_path / "store")
+        for _ in range(3):
+            store.learn(learned.path("minimize", "Powell", b"other"), 100, 40.0)
+        store.flush()
+
+        def slow(x):
+            time.sleep(0.002)
+            return float(x @ x)
+
+        with using(store=store, progress=True):
+            optimize.minimize(slow, np.ones(6), method="Powell")
+        assert "s left" in capsys.readouterr().err

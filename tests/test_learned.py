@@ -32,6 +32,7 @@ def tally(values):
 
 @pytest.fixture(params=["memory", "lmdb"])
 def store(request, tmp_path):
+    """N8, N9: learning asks nothing of a backend but the map, so that all have it."""
     with Store(":memory:" if request.param == "memory" else tmp_path / "store") as store:
         yield store
 

@@ -772,6 +772,8 @@ class Recorder:
 
     def _rank(self, functions: list[Any], raws: list[bytes], values: list[Any]) -> None:
         """Find the best point of many."""
+        if self.ranked:
+            self._trace()
         numbers = _numbers(functions, values)
         if numbers is not None and functions[0].is_number:
             lowest = np.fmin.reduce(numbers)

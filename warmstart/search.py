@@ -61,7 +61,7 @@ def condition(text: str) -> Condition:
 
 def _check_condition(given: Any) -> Condition:
     if isinstance(given, str):
-        return condition(given)
+        given = condition(given)
     if not isinstance(given, (tuple, list)) or len(given) != 3 or given[1] not in _TESTS:
         raise ArgumentError(
             f'a condition is (field, test, value) such as ("params.rate", "ge", 0.5) with one of '

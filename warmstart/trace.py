@@ -53,6 +53,8 @@ class Trace:
 
     def __init__(self) -> None:
         self.evaluations = 0
+        self._waiting: list[tuple[Vector, list[bytes], float, Any]] = []
+        self._size = 0
         self._steps: list[Any] = []
         self._values: list[Any] = []
         self._moved: list[Any] = []
@@ -64,7 +66,22 @@ class Trace:
         self._seconds: list[tuple[int, float]] = []
 
     def add(self, values: Vector, raws: list[bytes], seconds: float) -> None:
-        """Note a batch of objectives and the points they are of."""
+        """Note a batch of objectives and the points they are of.
+
+        It is looked at later: most fits are over before their curve is worth a microsecond.
+        """
+        self._waiting.append((values, raws, seconds, self.gradient))
+        self.gradient = None
+        self._size += len(raws) * (len(raws[0]) + 64)
+        if self._size > _BYTES:
+            self._digest()
+
+    def _digest(self) -> None:
+        waiting, self._waiting, self._size = self._waiting, [], 0
+        for batch in waiting:
+            self._take(*batch)
+
+    def _take(self, values: Vector, raws: list[bytes], seconds: float, gradient: Any) -> None:
         count = len(values)
         steps = np.arange(self.evaluations + 1.0, self.evaluations + count + 1.0)
         self.evaluations += count
@@ -74,10 +91,9 @@ class Trace:
         self._moved.append(self._lengths(raws, chosen))
         self._kept += len(chosen)
         self._seconds.append((self.evaluations, seconds))
-        if type(self.gradient) is np.ndarray and self.gradient.ndim == 1:
-            norm = float(np.abs(self.gradient).max(initial=0.0))
+        if type(gradient) is np.ndarray and gradient.ndim == 1 and gradient.dtype.kind == "f":
+            norm = float(np.abs(gradient).max(initial=0.0))
             self._gradients.append((self.evaluations, norm))
-        self.gradient = None
         if self._kept > _MOST:
             self._reduce(_MOST // 2)
 
@@ -121,6 +137,7 @@ class Trace:
         ``objective``, ``best`` (the lowest so far), ``step length`` (from the point evaluated
         before) and ``gradient norm`` (the largest component).
         """
+        self._digest()
         if not self._steps:
             return {}
         steps, values, moved = self._reduce(LONGEST)

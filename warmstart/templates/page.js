@@ -23,12 +23,15 @@
   const when = (seconds) => new Date(seconds * 1000).toISOString().slice(0, 19).replace("T", " ");
   const began = (run) => [run.source, run.level].filter(Boolean).join(" ");
   const dark = () => matchMedia("(prefers-color-scheme: dark)").matches;
+  const grid = () => dark() ? "#333c49" : "#d5dbe3";
   const layout = (more) => ({
     margin: { l: 60, r: 20, t: 10, b: 45 }, paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)", font: { color: dark() ? "#e6ebf2" : "#1c2430" },
     legend: { orientation: "h", y: 1.15 }, barmode: "stack",
     colorway: dark() ? ["#6cb4ff", "#5fd38a", "#ffb86b"] : ["#0b63b5", "#1a7f37", "#b35900"],
     ...more,
+    xaxis: { gridcolor: grid(), linecolor: grid(), ...more.xaxis },
+    yaxis: { gridcolor: grid(), zerolinecolor: grid(), ...more.yaxis },
   });
   const draw = (id, traces, more) => Plotly.react(byId(id), traces, layout(more),
     { responsive: true, displaylogo: false });
@@ -49,7 +52,7 @@
     draw("savings", [
       { type: "bar", name: "made", x: days, y: data.days.map((day) => day.made) },
       { type: "bar", name: "saved", x: days, y: data.days.map((day) => day.saved) },
-    ], { xaxis: { type: "category" }, yaxis: { title: { text: "evaluations" } } });
+    ], { bargap: days.length < 5 ? 0.7 : 0.2, xaxis: { type: "category" }, yaxis: { title: { text: "evaluations" } } });
   }
 
   function choices(id, values) {
