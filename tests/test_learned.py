@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import in_child
 
-from warmstart import ArgumentError, Store, learned, optimize, using
+from warmstart import ArgumentError, KeyLookupError, Store, learned, optimize, using
 from warmstart.backends import Batch
 from warmstart.learned import COLD, Cost, Family, Plan, Tally
 from warmstart.rows import small
@@ -193,6 +193,18 @@ class TestPlans:
         for wrong in ({"mode": "guess"}, {"every": 0}):
             with pytest.raises(ArgumentError):
                 learned.override(store.backend, FAMILY, **wrong)
+
+    def test_by_the_store(self, store):
+        """N26: families are named by their first digits."""
+        self.note(store, COLD, 10, 5)
+        self.note(store, "near a", 20, 5)
+        ((name, family),) = store.families().items()
+        assert family.plan.off == ("near a",)
+        assert store.override(name[:6], ways={"near a": True}).off == ()
+        assert store.override(name[:6], mode="observe").mode == "observe"
+        assert store.override(name, reset=True) == Plan()
+        with pytest.raises(KeyLookupError, match="0 families begin with 'zz'"):
+            store.override("zz")
 
     def test_suggestions_are_told(self, store):
         """N26: in suggest a losing way is taken, and the report says so."""

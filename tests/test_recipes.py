@@ -115,6 +115,11 @@ class TestPaths:
             first = (1.0 + 2.0 * held) / 5.0
             np.testing.assert_allclose(x, [first, held, held], atol=1e-4)
             assert fun == pytest.approx((first - 1.0) ** 2 + (held - 2.0 * first) ** 2, abs=1e-8)
+        with using(parameters=["slope", "held", "rest"]):
+            by_name = profile(objective, np.zeros(3), "held", [-1.0, 0.5], args=(2.0,))
+        np.testing.assert_allclose(by_name.x[0], found.x[0], atol=1e-4)
+        with pytest.raises(ArgumentError, match="one of the names in using"):
+            profile(objective, np.zeros(3), "held", [1.0])
 
 
 class TestResampling:

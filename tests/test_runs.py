@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import in_child
@@ -471,6 +472,28 @@ class TestMetrics:
             optimize.minimize(sloped, np.ones(20), jac=True)
         assert "gradient norm" in store.runs()[0].metric_names
 
+    @pytest.mark.filterwarnings("ignore:delta_grad == 0.0")
+    @pytest.mark.parametrize("method", ["SLSQP", "COBYLA", "trust-constr"])
+    def test_constraints_have_a_series(self, store, method):
+        """By how much the worst of them is missed, until none is."""
+
+        def objective(x):
+            time.sleep(0.003)
+            return float(np.sum((x - 2.0) ** 2))
+
+        limits = [
+            {"type": "ineq", "fun": lambda x: 1.0 - x @ x},
+            {"type": "eq", "fun": lambda x: x[0] - x[1]},
+        ]
+        if method == "COBYLA":
+            limits = scipy.optimize.NonlinearConstraint(lambda x: x @ x, -np.inf, 1.0)
+        with using(store=store):
+            found = optimize.minimize(objective, [3.0, 1.0], method=method, constraints=limits)
+        violation = store.runs()[0].metrics("constraint violation")
+        assert violation.values[0] > 0.1
+        assert violation.values[-1] < 0.1
+        assert found.x @ found.x < 1.01
+
     def test_replayed_parts_are_in_the_series(self, tmp_path):
         """A fit that was killed and goes on has one curve, from its first evaluation on."""
         where = str(tmp_path / "store")
@@ -619,6 +642,15 @@ class TestStates:
         assert kept[0] < 60
         assert len(kept) < 20
         assert run.save_state(1, "x", namespace="d", durable=True)
+        late = Policy(every=10, on_exit=True)
+        with store.run() as other:
+            for step in range(25):
+                other.save_state(step, step, policy=late)
+        assert other.steps() == [0, 10, 20, 24]
+        with store.run() as other:
+            for step in range(21):
+                other.save_state(step, step, policy=late)
+        assert other.steps() == [0, 10, 20]
 
     def test_edit_and_go_on(self, store):
         """C13: a state is changed, and the work goes on from it."""

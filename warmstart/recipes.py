@@ -370,7 +370,7 @@ class _Held:
 def profile(
     fun: Callable[..., float],
     x0: ArrayLike,
-    parameter: int,
+    parameter: int | str,
     grid: ArrayLike,
     args: tuple[Any, ...] = (),
     *,
@@ -386,8 +386,8 @@ def profile(
         The objective, ``fun(x, *args)``: a negative log-likelihood, for its profile.
     x0 : (n,) array
         Where a first fit begins.
-    parameter : int
-        Which one is held.
+    parameter : int or str
+        Which one is held: its place, or its name in ``using(parameters=[...])``.
     grid : (k,) array
         Its values.
     args : tuple
@@ -405,12 +405,21 @@ def profile(
     start = np.asarray(x0, float)
     if start.ndim != 1 or start.size < 2:
         raise ArgumentError("x0 is a vector of at least two parameters: one of them is held")
+    names = options_of(None).names or ()
+    if isinstance(parameter, str) and parameter in names:
+        parameter = names.index(parameter)
     if not isinstance(parameter, int) or not 0 <= parameter < start.size:
-        raise ArgumentError(f"parameter is a number from 0 to {start.size - 1}, not {parameter!r}")
+        raise ArgumentError(
+            f"parameter is a number from 0 to {start.size - 1}, or one of the names in "
+            f"using(parameters=[...]), not {parameter!r}"
+        )
     held, others = _Held(fun, parameter), np.delete(start, parameter)
 
+    left = tuple(name for place, name in enumerate(names) if place != parameter) or None
+
     def fit(value: float) -> Any:
-        return optimize.minimize(held, others, args=(value, *args), **options)
+        with using(parameters=left):
+            return optimize.minimize(held, others, args=(value, *args), **options)
 
     found = fit_path(fit, grid, n_jobs=n_jobs, progress=progress)
     whole = np.insert(found.x, parameter, found.index, axis=1)

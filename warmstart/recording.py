@@ -137,6 +137,7 @@ class Recorded:
         self.is_number = target is first
         """Whether what it returns is what points are ranked by, if it is a number."""
         self._target = target
+        self.between = function.between
         self.is_gradient = function.label in {"jac", "fprime"}
         self._is_plain = False
 
@@ -176,6 +177,8 @@ class Recorded:
                 self.rank(raw, value)
             elif self.is_gradient:
                 recorder.trace.gradient = value
+            elif self.between is not None:
+                recorder.trace.constraints[self.label] = value, self.between
         if time.perf_counter() >= recorder.due:
             recorder.settle()
         return value
@@ -196,6 +199,8 @@ class Recorded:
             value = self.live(raw, args, kwargs)
         if self.is_primary and is_point:
             self.rank(raw, value)
+        elif self.between is not None:
+            recorder.trace.constraints[self.label] = value, self.between
         if time.perf_counter() >= recorder.due:
             recorder.settle()
         return value
@@ -235,6 +240,11 @@ class Recorded:
         recorder, target = self._recorder, self._target
         if target is None:
             recorder.point = (self, raw, own(value))
+            number = value[0] if type(value) is tuple else value
+            if isinstance(number, (int, float)):
+                recorder.trace.is_ranked = False
+                recorder.ranked.append(number)
+                recorder.ranked_at.append(raw)
             return
         try:
             if self.takes is COLUMNS:
@@ -791,6 +801,8 @@ class Recorder:
                 self.evaluations += 1
                 if function.is_primary:
                     function.rank(raw, value)
+                elif function.between is not None:
+                    self.trace.constraints[function.label] = value, function.between
 
     @staticmethod
     def _pack(functions: list[Any], raws: list[bytes], values: list[Any]) -> bytes:

@@ -136,6 +136,8 @@ class Run:
         self._buffer = series.Buffer(run, lambda rows: self._backend.apply(Batch(dict(rows))))
         self._next: dict[str, int] = {}
         self._tokens: list[Any] = []
+        self._last: dict[str, tuple[int, Any, Policy]] = {}
+        """States that are written if they are the newest when the run ends."""
 
     def __repr__(self) -> str:
         return f"<Run {self.id[:12]} {self.info.what or self.document.name}: {self.state}>"
@@ -274,6 +276,11 @@ class Run:
 
     def _go(self, status: str, how: str = "", **changes: Any) -> Run:
         self._buffer.flush()
+        if status in _TERMINAL:
+            for namespace, (step, state, policy) in self._last.items():
+                kept = policy._replace(every=1)
+                steps.save(self._backend, self.id, step, state, namespace=namespace, policy=kept)
+            self._last = {}
         row = info_row(self.id)
         while True:
             item, info = self._backend.get(row), self.info
@@ -451,8 +458,8 @@ class Run:
     def metric_names(self) -> list[str]:
         """Names of all series.
 
-        Fits have ``objective``, ``best``, ``step length``, ``gradient norm`` and ``seconds`` over
-        evaluations, where they are known and the fit took ten milliseconds or more.
+        Fits have ``objective``, ``best``, ``step length``, ``gradient norm`` and ``constraint
+        violation`` over evaluations, where these are known and the fit took ten milliseconds.
         """
         self._buffer.flush()
         return series.names(self._backend, self.id)
@@ -556,7 +563,10 @@ class Run:
             Whether the policy has it written. If so, SIGKILL cannot undo it.
         """
         if step % max(1, policy.every) and active is None:
+            if policy.on_exit:
+                self._last[namespace] = step, state, policy
             return False
+        self._last.pop(namespace, None)
         steps.save(
             self._backend,
             self.id,

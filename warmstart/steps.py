@@ -49,11 +49,14 @@ class Policy(NamedTuple):
     geometric : bool
         Besides, keep some of the older ones, ever further apart: about four for each doubling of
         the distance to the newest.
+    on_exit : bool
+        Write the newest state, too, when the run ends.
     """
 
     every: int = 1
     last: int | None = None
     geometric: bool = False
+    on_exit: bool = False
 
     def surplus(self, kept: list[int]) -> list[int]:
         """Return which of the steps that are kept may go."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import msgspec
 import platformdirs
 
+from warmstart import learned
 from warmstart.backends import Backend, Batch, Durability, Item
 from warmstart.backends.lmdb import LmdbBackend
 from warmstart.backends.memory import MemoryBackend
@@ -38,7 +39,7 @@ from warmstart.errors import (
 )
 from warmstart.fingerprint import Difference, Fingerprint, FitSpec, SpecSummary, environment
 from warmstart.journal import Shelf
-from warmstart.learned import Cost, Saved, merge_costs, merge_saved
+from warmstart.learned import Cost, Family, Plan, Saved, merge_costs, merge_saved
 from warmstart.nearby import forget
 from warmstart.record import HEAD_SIZE, Entry, EntryKind, encode_record, producer_tag
 from warmstart.rows import (
@@ -420,6 +421,48 @@ class Store:
         from warmstart.models import models  # noqa: PLC0415 (runs stand above)
 
         return models(self)
+
+    def families(self) -> dict[str, Family]:
+        """Return what near starts have cost and saved, by family (32 hexadecimal digits)."""
+        return {name.hex(): family for name, family in learned.families(self.backend).items()}
+
+    def override(
+        self,
+        family: str,
+        *,
+        mode: str | None = None,
+        ways: Mapping[str, bool | None] | None = None,
+        every: int | None = None,
+        reset: bool = False,
+    ) -> Plan:
+        """Change by hand what is done in a family of near fits; returns the plan in force then.
+
+        Parameters
+        ----------
+        family : str
+            Its digits, or the first of them, as `families` has them.
+        mode : {"act", "suggest", "observe"}, optional
+            Whether what follows from the books is done, only told in the reports, or not even
+            that.
+        ways : mapping of str to bool or None, optional
+            Ways to begin that are to be taken or not, whatever the books say; None to go by them
+            again.
+        every : int, optional
+            A cold challenger after so many near fits.
+        reset : bool
+            Forget what was learned and changed before.
+
+        Raises
+        ------
+        KeyLookupError
+            If there is no such family, or more than one.
+        """
+        found = [name for name in learned.families(self.backend) if name.hex().startswith(family)]
+        if len(found) != 1:
+            raise KeyLookupError(f"{len(found)} families begin with {family!r:.60}")
+        if reset:
+            learned.reset(self.backend, found[0])
+        return learned.override(self.backend, found[0], mode=mode, ways=ways, every=every)
 
     def lineage(self, run: Run | str | None = None) -> Lineage:
         """Return which run began where which other ended, of all or of one run's relatives."""

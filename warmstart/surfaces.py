@@ -52,12 +52,15 @@ class Function:
         points as columns.
     primary : bool
         Whether it is what is minimized, or solved.
+    between : tuple or None
+        Between what its values have to be, if it is a constraint.
     """
 
     label: str
     call: Callable[..., Any]
     takes: str
     primary: bool
+    between: tuple[Any, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,16 +372,25 @@ class Surface:
                 items = [group(item, f"{label}[{i}]") for i, item in enumerate(value)]
                 return items if isinstance(value, list) else tuple(items)
             if isinstance(value, dict):
+                between = (0.0, 0.0 if value.get("type") == "eq" else np.inf)
                 return {
-                    key: wrap(Function(f"{label}.{key}", item, ONE, primary=False))
+                    key: wrap(
+                        Function(
+                            f"{label}.{key}",
+                            item,
+                            ONE,
+                            primary=False,
+                            between=between if key == "fun" else None,
+                        )
+                    )
                     if key in {"fun", "jac"} and callable(item)
                     else item
                     for key, item in value.items()
                 }
             if type(value) is NonlinearConstraint:
                 return _constraint(value, label, wrap)
-            if callable(value):
-                return wrap(Function(label, value, ONE, primary=False))
+            if callable(value):  # fmin_cobyla's: not below zero
+                return wrap(Function(label, value, ONE, primary=False, between=(0.0, np.inf)))
             return value
 
         changes = {}
@@ -439,7 +451,8 @@ def _constraint(
         value = getattr(given, name)
         if not callable(value) or isinstance(value, type):
             return value
-        return wrap(Function(f"{label}.{name}", value, takes, primary=False))
+        between = (given.lb, given.ub) if name == "fun" else None
+        return wrap(Function(f"{label}.{name}", value, takes, primary=False, between=between))
 
     return NonlinearConstraint(
         part("fun", ONE),

@@ -53,7 +53,9 @@ class Trace:
 
     def __init__(self) -> None:
         self.evaluations = 0
-        self._waiting: list[tuple[Vector, list[bytes], float, Any]] = []
+        self.is_ranked = True
+        """Whether the lowest objective is the best; not so under constraints."""
+        self._waiting: list[tuple[Vector, list[bytes], float, Any, dict[str, Any]]] = []
         self._size = 0
         self._steps: list[Any] = []
         self._values: list[Any] = []
@@ -62,6 +64,9 @@ class Trace:
         self._last: bytes = b""
         self.gradient: Any = None
         """The last one that was seen; its norm is noted with the next batch."""
+        self.constraints: dict[str, Any] = {}
+        """The last values of each, and between what they have to be; as for the gradient."""
+        self._violations: list[tuple[int, float]] = []
         self._gradients: list[tuple[int, float]] = []
         self._seconds: list[tuple[int, float]] = []
 
@@ -70,8 +75,8 @@ class Trace:
 
         It is looked at later: most fits are over before their curve is worth a microsecond.
         """
-        self._waiting.append((values, raws, seconds, self.gradient))
-        self.gradient = None
+        self._waiting.append((values, raws, seconds, self.gradient, self.constraints))
+        self.gradient, self.constraints = None, {}
         self._size += len(raws) * (len(raws[0]) + 64)
         if self._size > _BYTES:
             self._digest()
@@ -81,7 +86,14 @@ class Trace:
         for batch in waiting:
             self._take(*batch)
 
-    def _take(self, values: Vector, raws: list[bytes], seconds: float, gradient: Any) -> None:
+    def _take(
+        self,
+        values: Vector,
+        raws: list[bytes],
+        seconds: float,
+        gradient: Any,
+        constraints: dict[str, Any],
+    ) -> None:
         count = len(values)
         steps = np.arange(self.evaluations + 1.0, self.evaluations + count + 1.0)
         self.evaluations += count
@@ -94,6 +106,9 @@ class Trace:
         if type(gradient) is np.ndarray and gradient.ndim == 1 and gradient.dtype.kind == "f":
             norm = float(np.abs(gradient).max(initial=0.0))
             self._gradients.append((self.evaluations, norm))
+        if constraints:
+            worst = max(_violation(*one) for one in constraints.values())
+            self._violations.append((self.evaluations, worst))
         if self._kept > _MOST:
             self._reduce(_MOST // 2)
 
@@ -121,7 +136,7 @@ class Trace:
         parts = steps[chosen], values[chosen], moved[chosen]
         self._steps, self._values, self._moved = ([part] for part in parts)
         self._kept = len(chosen)
-        for pairs in (self._gradients, self._seconds):
+        for pairs in (self._gradients, self._violations, self._seconds):
             if len(pairs) > most:
                 del pairs[1:-1:2]
         return parts
@@ -135,7 +150,8 @@ class Trace:
         """Return the series by name, each as evaluations and values.
 
         ``objective``, ``best`` (the lowest so far), ``step length`` (from the point evaluated
-        before) and ``gradient norm`` (the largest component).
+        before), ``gradient norm`` (the largest component) and ``constraint violation`` (by how
+        much the worst one was missed).
         """
         self._digest()
         if not self._steps:
@@ -145,12 +161,26 @@ class Trace:
         best = np.minimum.accumulate(finite)
         falls = np.flatnonzero(np.diff(best, prepend=np.inf) < 0.0)
         found = {"objective": (steps, values)}
-        if len(falls):
+        if len(falls) and self.is_ranked:
             found["best"] = steps[falls], best[falls]
         if np.isfinite(moved).any():
             found["step length"] = steps, moved
-        if self._gradients:
-            at = np.array(self._gradients)
-            at = at[thinned(at[:, 0], at[:, 1], LONGEST)]
-            found["gradient norm"] = at[:, 0], at[:, 1]
+        for name, pairs in (
+            ("gradient norm", self._gradients),
+            ("constraint violation", self._violations),
+        ):
+            if pairs:
+                at = np.array(pairs)
+                at = at[thinned(at[:, 0], at[:, 1], LONGEST)]
+                found[name] = at[:, 0], at[:, 1]
         return found
+
+
+def _violation(value: Any, between: tuple[Any, Any]) -> float:
+    """Return by how much a constraint is missed; NaN for what is no number."""
+    try:
+        numbers = np.asarray(value, float)
+        missed = np.maximum(np.subtract(between[0], numbers), np.subtract(numbers, between[1]))
+        return float(np.maximum(missed, 0.0).max(initial=0.0))
+    except (TypeError, ValueError):
+        return float("nan")
