@@ -13,6 +13,7 @@ from warmstart.backends import Durability
 from warmstart.errors import (
     ArgumentError,
     BundleError,
+    BusyError,
     CodecError,
     ExperimentLookupError,
     FingerprintError,
@@ -54,6 +55,7 @@ __all__ = [
     "ArgumentError",
     "Artifact",
     "BundleError",
+    "BusyError",
     "CodecError",
     "Difference",
     "Durability",

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "ArgumentError",
     "BundleError",
+    "BusyError",
     "CodecError",
     "ExperimentLookupError",
     "FingerprintError",
@@ -73,6 +74,10 @@ class RecordError(WarmstartError, ValueError):
 
 class RecordVersionError(RecordError):
     """A record is of a newer format than this version reads; it is left alone, never swept."""
+
+
+class BusyError(WarmstartError, RuntimeError):
+    """Another process is at the same fit (with ``busy="raise"``)."""
 
 
 class NearError(WarmstartError, LookupError):

@@ -20,6 +20,7 @@ All rows are keyed by bytes so that one prefix is one question:
 ``w`` path                     what fits have cost, see `warmstart.learned`
 ``x`` id (16)                  an experiment
 ``y`` hash of a name           the id of the experiment of that name
+``z`` key                      who is at the fit, see `warmstart.flight`
 =============================  ===================================================
 
 A run has at most two slots: its best checkpoint (``b``) and a later, worse one (``l``); or its
@@ -52,6 +53,7 @@ __all__ = [
     "FINAL",
     "LATEST",
     "SWEPT",
+    "Lease",
     "RunInfo",
     "Slot",
     "entry_row",
@@ -133,6 +135,24 @@ class RunInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     seconds: float = 0.0
     seconds_saved: float = 0.0
     objective: float | None = None
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """Who is at a fit.
+
+    Parameters
+    ----------
+    run : str
+        The run's id.
+    owner : str
+        Its process, see `warmstart.host.owner`.
+    until : float
+        UTC seconds since the epoch, by the owner's clock.
+    """
+
+    run: str
+    owner: str
+    until: float
 
 
 def entry_row(key: Fingerprint, run: str = "", slot: bytes = b"") -> bytes:

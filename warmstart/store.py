@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import msgspec
 import platformdirs
+from blake3 import blake3
 
 from warmstart import learned
 from warmstart.backends import Backend, Batch, Durability, Item
@@ -99,9 +100,10 @@ class Store:
     Parameters
     ----------
     where : str or path-like, optional
-        A folder, or ``":memory:"`` for a store that ends with the object. By default
-        ``$WARMSTART_STORE``, else ``warmstart`` in the platform's cache folder. Nothing is
-        created before the first use.
+        A folder, or ``":memory:"`` for a store that ends with the object; or the address of one
+        that several machines share: ``redis://``, ``postgresql://``, or ``dir:///path`` on a
+        shared file system. By default ``$WARMSTART_STORE``, else ``warmstart`` in the platform's
+        cache folder. Nothing is created before the first use.
     size_budget : int
         Bytes that live entries may occupy; beyond, entries that were never used go first,
         then the least recently used.
@@ -157,7 +159,7 @@ class Store:
         strict: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.address = _address(where)
+        self._where = _address(where)
         self.size_budget = positive("size_budget", size_budget)
         self.entry_budget = positive(
             "entry_budget", size_budget // 4 or 1 if entry_budget is None else entry_budget
@@ -174,10 +176,9 @@ class Store:
         self.read_only = read_only
         self.strict = strict
         self.clock = clock
-        if self.address == ":memory:":
-            self.backend: Backend = MemoryBackend()
-        else:
-            self.backend = LmdbBackend(self.address, read_only=read_only)
+        self.backend = _backend(self._where, read_only=read_only)
+        self.address = self.backend.address
+        """Where it is, without passwords."""
         self._start()
 
     def _start(self) -> None:
@@ -209,7 +210,7 @@ class Store:
             "strict": self.strict,
             "clock": self.clock,
         }
-        return _rebuild, (self.address, options)
+        return _rebuild, (self._where, options)
 
     def __deepcopy__(self, _memo: Any) -> Store:
         # The place is not copied with what refers to it: clones of an estimator share theirs.
@@ -242,6 +243,10 @@ class Store:
         if self.address == ":memory:":
             folder = Path(tempfile.gettempdir(), f"warmstart-{secrets.token_hex(8)}")
             self._discard = weakref.finalize(self, _discard, folder, os.getpid())
+        elif "://" in self._where:
+            # Files of this machine's own: they are written to thousands of times a second.
+            name = blake3(self.address.encode()).hexdigest(length=12)
+            folder = Path(platformdirs.user_cache_dir("warmstart"), "journals", name)
         else:
             self.backend.size()  # opens it, which checks the folder
             folder = Path(self.address, "journals")
@@ -998,11 +1003,38 @@ def _address(where: str | os.PathLike[str] | None) -> str:
     if text == ":memory:":
         return text
     scheme, mark, _ = text.partition("://")
-    if mark:
+    if mark and scheme not in _SCHEMES:
         raise ArgumentError(
-            f"{scheme}:// is not a kind of store that is known: write a folder or ':memory:'"
+            f"{scheme}:// is not a kind of store that is known: write a folder, ':memory:', or an "
+            f"address that begins with {'://, '.join(_SCHEMES)}://"
         )
+    if mark:
+        return text
     return str(Path(text).expanduser().absolute())
+
+
+_SCHEMES = ("dir", "redis", "rediss", "postgresql", "postgres")
+
+
+def _backend(where: str, *, read_only: bool) -> Backend:
+    """Return the backend of an address."""
+    scheme, mark, _ = where.partition("://")
+    if where == ":memory:":
+        return MemoryBackend()
+    if not mark:
+        return LmdbBackend(where, read_only=read_only)
+    # Imported where they are used: most stores are folders.
+    if scheme == "dir":
+        from warmstart.backends.directory import DirectoryBackend  # noqa: PLC0415
+
+        return DirectoryBackend(where, read_only=read_only)
+    if scheme in {"redis", "rediss"}:
+        from warmstart.backends.redis import RedisBackend  # noqa: PLC0415
+
+        return RedisBackend(where, read_only=read_only)
+    from warmstart.backends.postgres import PostgresBackend  # noqa: PLC0415
+
+    return PostgresBackend(where, read_only=read_only)
 
 
 def positive(name: str, value: int) -> int:

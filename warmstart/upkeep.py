@@ -16,6 +16,7 @@ from warmstart.backends import Backend, Batch, Item
 from warmstart.errors import RecordError, RecordVersionError
 from warmstart.record import EntryKind, unseal
 from warmstart.rows import (
+    Lease,
     RunInfo,
     Slot,
     heads,
@@ -269,6 +270,11 @@ def _delete_orphans(backend: Backend, now: float, ttl: float | None) -> None:
         item
         for item in pages(backend, b"h", head=1)
         if item.key[1:].hex() not in processes and len(processes) > 1
+    ]
+    orphans += [
+        item
+        for item in pages(backend, b"z", head=None)
+        if (read_small(item, Lease) or Lease("", "", 0.0)).until < now - _ORPHAN_AGE
     ]
     for item in orphans + lost:
         if item.key[:1] == b"c":

@@ -79,6 +79,10 @@ class Warm:
         point so far; the next call goes on. It ends with an evaluation, so it needs one.
     on_interrupt : {"raise", "return"}
         What Ctrl-C does: raise KeyboardInterrupt, or end the fit as `time_limit` does.
+    busy : {"run", "wait", "raise"}
+        What to do if another process is at the same fit: do it as well, wait for its result (and
+        go on with the fit if that process dies, or after an hour), or raise `BusyError`. The
+        last two announce each fit in the store before it begins, which costs two writes.
     near : bool
         Start a fit that was never done from what near fits have left: folds, replicates,
         windows, other hyperparameters. It may change which minimum a problem with several ends
@@ -125,6 +129,7 @@ class Warm:
     callbacks: str = "run"
     time_limit: float | None = None
     on_interrupt: str = "raise"
+    busy: str = "run"
     near: bool = False
     parameters: Sequence[str] | None = None
     challenge: int = 50
@@ -199,7 +204,11 @@ _SWITCHES = (
     "required",
     "progress",
 )
-_WORDS = {"callbacks": ("run", "skip"), "on_interrupt": ("raise", "return")}
+_WORDS = {
+    "busy": ("run", "wait", "raise"),
+    "callbacks": ("run", "skip"),
+    "on_interrupt": ("raise", "return"),
+}
 
 
 def _is_seconds(value: Any) -> bool:

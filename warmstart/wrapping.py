@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import time
@@ -19,6 +20,7 @@ from warmstart import learned
 from warmstart.approach import Approach, check_near
 from warmstart.codec import RichResult
 from warmstart.errors import (
+    BusyError,
     CodecError,
     FingerprintError,
     NearError,
@@ -26,6 +28,7 @@ from warmstart.errors import (
     WarmstartWarning,
 )
 from warmstart.fingerprint import FitSpec, Level, code_fingerprint, environment
+from warmstart.flight import flight
 from warmstart.journal import NONE, Found, Header, Journal, dumps, loads
 from warmstart.randomness import Dice, restore, states
 from warmstart.recent import Recent, signature
@@ -156,7 +159,35 @@ def _fit(call: _Call) -> Any:
         warnings.warn(f"this fit is not remembered: {error}", WarmstartWarning, stacklevel=3)
         return _unkeyed(call, str(error))
     session = Session(store, spec, producer=producer, interval=options.interval)
-    return _Run(call, session, spec, entry).go()
+    if options.busy == "run" or options.refit:
+        return _Run(call, session, spec, entry).go()
+    return _run_alone(call, session, spec, entry)
+
+
+def _run_alone(call: _Call, session: Session, spec: FitSpec, entry: Entry | None) -> Any:
+    """Do a fit unless somebody else is at it, whose result is waited for."""
+    store, options = session.store, call.options
+
+    def best() -> Entry | None:
+        return store.attempt(lambda: store.best(session.key, producer=session.producer), None)
+
+    def done() -> bool:
+        found = best()
+        return found is not None and _is_answer(call, found)
+
+    wait = options.busy == "wait"
+    with contextlib.ExitStack() as stack:
+        turn = flight(store, session.key, session.run_id, wait=wait, done=done)
+        alone = store.attempt(lambda: stack.enter_context(turn), True, writes=True)
+        found = best()
+        if found is not None and _is_answer(call, found):
+            return _answer(call, store, found)
+        if not alone and options.busy == "raise":
+            raise BusyError(
+                f'another process is at this fit ({str(session.key)[:12]}): busy="wait" waits for '
+                'its result, busy="run" does it as well'
+            )
+        return _Run(call, session, spec, found or entry).go()
 
 
 def _is_answer(call: _Call, entry: Entry) -> bool:

@@ -1,0 +1,430 @@
+"""Backends beyond one machine: the contract, against real servers and a folder of files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from backend_contract import BackendContract, machine_over
+from hypothesis import settings
+from processes import in_child
+from servers import postgres_binaries, postgres_server, redis_binary, redis_server
+
+from warmstart import ArgumentError, Store, StoreError, WarmstartWarning, optimize, using
+from warmstart.backends import Batch, Durability
+from warmstart.backends import directory as directory_module
+from warmstart.backends.directory import DirectoryBackend
+from warmstart.backends.postgres import PostgresBackend
+from warmstart.backends.redis import RedisBackend
+
+REQUIRED = bool(os.environ.get("CI"))
+
+
+@pytest.fixture(scope="module")
+def redis_url():
+    if redis_binary() is None and "WARMSTART_TEST_REDIS" not in os.environ:
+        assert not REQUIRED, "no Redis or Valkey to test against"
+        pytest.skip("no Redis or Valkey is installed")
+    with redis_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def postgres_url():
+    if postgres_binaries() is None and "WARMSTART_TEST_POSTGRES" not in os.environ:
+        assert not REQUIRED, "no PostgreSQL to test against"
+        pytest.skip("no PostgreSQL is installed")
+    with postgres_server() as url:
+        yield url
+
+
+def fresh(url):
+    """Return the address of a new store on a server."""
+    return f"{url}?store=t{uuid.uuid4().hex[:12]}"
+
+
+class TestRedis(BackendContract):
+    """The contract, on Redis or Valkey."""
+
+    @pytest.fixture
+    def backend(self, redis_url):
+        backend = RedisBackend(fresh(redis_url))
+        yield backend
+        backend.clear()
+        backend.close()
+
+
+class TestPostgres(BackendContract):
+    """The contract, on PostgreSQL."""
+
+    @pytest.fixture
+    def backend(self, postgres_url):
+        backend = PostgresBackend(fresh(postgres_url))
+        yield backend
+        backend.clear()
+
+
+class TestDirectory(BackendContract):
+    """The contract, on a folder of immutable files."""
+
+    @pytest.fixture
+    def backend(self, tmp_path):
+        return DirectoryBackend(f"dir://{tmp_path}/store")
+
+
+class TestCompactedDirectory(BackendContract):
+    """The same, where a group has three batches, so that it is compacted all the time."""
+
+    @pytest.fixture
+    def backend(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(directory_module, "_GROUP", 3)
+        monkeypatch.setattr(directory_module, "_KEPT", 1)
+        monkeypatch.setattr(directory_module, "_INLINE", 4)
+        return DirectoryBackend(f"dir://{tmp_path}/store")
+
+
+def machine(make_backend, discard):
+    def make():
+        backend = make_backend()
+
+        def reopen(held):
+            held.close()
+            return held
+
+        return backend, reopen, discard
+
+    found = machine_over(make).TestCase
+    found.settings = settings(
+        max_examples=12, stateful_step_count=20, deadline=None, derandomize=True
+    )
+    return found
+
+
+def test_redis_in_any_history(redis_url):
+    machine(lambda: RedisBackend(fresh(redis_url)), lambda held: held.clear())().runTest()
+
+
+def test_postgres_in_any_history(postgres_url):
+    machine(lambda: PostgresBackend(fresh(postgres_url)), lambda held: held.clear())().runTest()
+
+
+def test_a_directory_in_any_history(monkeypatch):
+    monkeypatch.setattr(directory_module, "_GROUP", 4)
+    machine(
+        lambda: DirectoryBackend(tempfile.mkdtemp() + "/store"),
+        lambda held: shutil.rmtree(held.path.parent),
+    )().runTest()
+
+
+@pytest.fixture(params=["redis", "postgres", "directory"])
+def address(request, tmp_path):
+    """The address of a new store, and how to forget it."""
+    if request.param == "directory":
+        yield f"dir://{tmp_path}/store"
+        return
+    address = fresh(request.getfixturevalue(f"{request.param}_url"))
+    yield address
+    Store(address).backend.clear()
+
+
+def bowl(x, at):
+    return float(np.sum((x - at) ** 2) + 0.1 * np.sum((x - at) ** 4))
+
+
+class TestStores:
+    """Everything above a backend is the same."""
+
+    def test_fits(self, address):
+        """Hits, near starts, runs, series, artifacts, states, sweeps, in another process too."""
+        with Store(address) as store, using(store=store, near=True):
+            first = optimize.minimize(bowl, np.zeros(4), args=(1.0,), method="BFGS")
+            near = optimize.minimize(bowl, np.zeros(4), args=(1.1,), method="BFGS")
+            assert (first.warm.source, near.warm.source) == ("cold", "near")
+            with store.run("mine", params={"a": 1}) as run:
+                run.log_metric("m", float("nan"))
+                run.log_artifact("a", bytes(50_000))
+                run.save_state(1, {"x": np.ones(3)}, {"todo": 1})
+            store.gc()
+            assert store.verify().sound
+
+        def elsewhere():
+            with Store(address) as store, using(store=store, near=True):
+                again = optimize.minimize(bowl, np.zeros(4), args=(1.0,), method="BFGS")
+                run = store.runs(experiment="mine")[0]
+                return [again.warm.source, len(run.load_artifact("a")), run.load_state().active]
+
+        assert in_child(elsewhere) == (0, ["final", 50_000, {"todo": 1}])
+
+    def test_many_writers(self, address):
+        """Four processes, none of whose writes is lost."""
+        Store(address).flush()
+        script = (
+            "import sys, numpy as np\n"
+            "from warmstart import Store, optimize, using\n"
+            "def bowl(x, at):\n    return float(np.sum((x - at) ** 2))\n"
+            "with using(store=Store(sys.argv[1])):\n"
+            "    for i in range(10):\n"
+            "        optimize.minimize(bowl, np.zeros(2), args=(int(sys.argv[2]) * 100 + i,))\n"
+        )
+        children = [
+            subprocess.Popen([sys.executable, "-c", script, address, str(i)]) for i in range(4)
+        ]
+        assert [child.wait() for child in children] == [0, 0, 0, 0]
+        stats = Store(address).stats()
+        assert (stats.finals, stats.runs) == (40, 40)
+
+    def test_it_travels_as_its_address(self, address):
+        import pickle
+
+        store = Store(address)
+        store.run(name="one")
+        again = pickle.loads(pickle.dumps(store))
+        assert again.runs()[0].name == "one"
+
+    def test_read_only(self, address):
+        with pytest.raises(StoreError) if address.startswith("dir:") else warnings.catch_warnings():
+            assert Store(address, read_only=True).runs() == []
+        Store(address).run(name="one")
+        store = Store(address, read_only=True)
+        assert len(store.runs()) == 1
+        with pytest.raises(StoreError, match="read only"):
+            store.backend.apply(Batch({b"a": b"b"}))
+
+
+class TestTrouble:
+    """Law 2, against servers that are not there, not right, or not well."""
+
+    def fit(self, address):
+        store = Store(address)
+        with using(store=store), warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            found = [optimize.minimize(bowl, np.zeros(2), args=(1.0,)) for _ in range(2)]
+        told = [one for one in heard if issubclass(one.category, WarmstartWarning)]
+        return found, [str(one.message) for one in told]
+
+    @pytest.mark.parametrize(
+        "address",
+        ["redis://127.0.0.1:1/0", "postgresql://nobody@127.0.0.1:1/none", "dir:///proc/nowhere"],
+    )
+    def test_nobody_there(self, address):
+        """One warning, and the fits go on."""
+        found, told = self.fit(address)
+        assert all(result.success for result in found)
+        assert len(told) == 1
+        assert "is not used for now, fits go on without it" in told[0]
+
+    def test_passwords(self, redis_url):
+        """A wrong one is told; neither appears in a message."""
+        address = redis_url.replace("redis://", "redis://user:hunter2@")
+        found, told = self.fit(address)
+        assert found[0].success
+        assert "hunter2" not in "".join(told) + repr(Store(address))
+
+    def test_another_kind_of_server(self, postgres_url):
+        """An HTTP-like stranger at the address of Redis."""
+        port = postgres_url.rpartition(":")[2].partition("/")[0]
+        found, told = self.fit(f"redis://127.0.0.1:{port}/0")
+        assert found[0].success
+        assert len(told) == 1
+
+    def test_a_newer_schema(self, redis_url, postgres_url, tmp_path):
+        one = RedisBackend(fresh(redis_url))
+        one.apply(Batch({b"a": b"1"}))
+        one._client.set(one._key("schema"), b"99")
+        one._checked = False
+        with pytest.raises(StoreError, match="newer version"):
+            one.get(b"a")
+        other = PostgresBackend(fresh(postgres_url))
+        other.apply(Batch({b"a": b"1"}))
+        other._rows(f"UPDATE {other._table}_state SET schema = 99 RETURNING schema")
+        other.close()
+        with pytest.raises(StoreError, match="newer version"):
+            other.get(b"a")
+        folder = DirectoryBackend(str(tmp_path / "store"))
+        folder.apply(Batch({b"a": b"1"}))
+        (tmp_path / "store" / "FORMAT").write_text("warmstart dir 99\n")
+        folder.close()
+        with pytest.raises(StoreError, match="not a store of this version"):
+            folder.get(b"a")
+
+    def test_eviction_and_no_file(self):
+        """A server that loses keys of its own accord is refused; one without a file warned of."""
+        if "WARMSTART_TEST_REDIS" in os.environ or redis_binary() is None:
+            pytest.skip("needs servers of its own")
+        options = ("--maxmemory", "50mb", "--maxmemory-policy", "allkeys-lru")
+        with redis_server(*options) as url, pytest.raises(StoreError, match="set noeviction"):
+            RedisBackend(url).get(b"a")
+        with redis_server("--appendonly", "no") as url:
+            backend = RedisBackend(url)
+            with pytest.warns(WarmstartWarning, match="no append-only file"):
+                backend.apply(Batch({b"a": b"1"}))
+            backend.apply(Batch({b"a": b"2"}), Durability.POWER)
+
+    def test_killed_and_started_again(self):
+        """What was acknowledged is there when the server comes back; the store finds it."""
+        if "WARMSTART_TEST_REDIS" in os.environ or redis_binary() is None:
+            pytest.skip("needs a server of its own")
+        from servers import free_port, wait_for
+
+        with tempfile.TemporaryDirectory() as folder:
+            port = free_port()
+            command = [redis_binary(), "--port", str(port), "--dir", folder]
+            command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+            quiet = {"stdout": subprocess.DEVNULL}
+            server = subprocess.Popen(command, **quiet)
+            wait_for(port, server)
+            backend = RedisBackend(f"redis://127.0.0.1:{port}/0")
+            for i in range(50):
+                backend.apply(Batch({b"k%d" % i: b"x"}))
+            server.send_signal(signal.SIGKILL)
+            server.wait()
+            with pytest.raises(StoreError, match="does not answer"):
+                backend.get(b"k1")
+            server = subprocess.Popen(command, **quiet)
+            try:
+                wait_for(port, server)
+                for _ in range(100):
+                    try:
+                        found = backend.scan(b"k")
+                        break
+                    except StoreError:  # it loads its file
+                        time.sleep(0.1)
+                assert len(found) == 50
+                assert backend.verify() == []
+            finally:
+                server.kill()
+                server.wait()
+
+    def test_a_reply_that_is_lost(self, redis_url, monkeypatch):
+        """The script has run, the connection breaks: sent again, it happens once."""
+        import redis
+
+        backend = RedisBackend(fresh(redis_url))
+        backend.apply(Batch({b"n": b"0"}))
+        once = [True]
+        run = backend._apply
+
+        def lossy(*args, **kwargs):
+            answer = run(*args, **kwargs)
+            if once.pop() if once else False:
+                raise redis.exceptions.ConnectionError("reset after the effect")
+            return answer
+
+        monkeypatch.setattr(backend, "_apply", lossy)
+        held = backend.get(b"n").sequence
+        sequence = backend.apply(Batch({b"n": b"1"}, conditions={b"n": held}))
+        assert sequence == held + 1
+        assert backend.get(b"n") == (b"n", b"1", sequence, 1)
+        assert backend.verify() == []
+
+    @pytest.mark.parametrize(
+        ("address", "message"),
+        [
+            ("redis://localhost/0?store=a b", "store= is letters"),
+            ("postgresql://localhost/x?store=a-b", "store= is letters"),
+            ("dir://relative/path", "not a kind|dir:///absolute"),
+            ("mysql://x", "not a kind of store"),
+        ],
+    )
+    def test_wrong_addresses(self, address, message):
+        with pytest.raises(ArgumentError, match=message):
+            Store(address)
+
+
+class TestDirectories:
+    """What shared file systems and crashes do."""
+
+    def test_two_machines_want_one_number(self, tmp_path):
+        """Two backends with views of their own: every batch of both is there once, in one order."""
+        one, other = (DirectoryBackend(str(tmp_path / "store")) for _ in range(2))
+        numbers = []
+
+        def work(backend, name):
+            for i in range(60):
+                numbers.append(backend.apply(Batch({b"%s%d" % (name, i): b"x"})))
+
+        threads = [
+            threading.Thread(target=work, args=pair) for pair in ((one, b"a"), (other, b"b"))
+        ]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        assert sorted(numbers) == list(range(1, 121))
+        assert one.scan(b"") == other.scan(b"")
+        assert len(one.scan(b"")) == 120
+
+    def test_one_that_was_asleep(self, tmp_path, monkeypatch):
+        """A machine that missed several compactions goes on from the snapshot; nothing is forked."""
+        monkeypatch.setattr(directory_module, "_GROUP", 4)
+        monkeypatch.setattr(directory_module, "_KEPT", 1)
+        asleep, awake = (DirectoryBackend(str(tmp_path / "store")) for _ in range(2))
+        asleep.apply(Batch({b"first": b"1"}))
+        for i in range(50):
+            awake.apply(Batch({b"k%d" % (i % 7): b"%d" % i}))
+        assert len(list((tmp_path / "store" / "log").rglob("0*/0*"))) < 20
+        assert asleep.apply(Batch({b"late": b"1"})) == 52
+        assert asleep.scan(b"") == awake.scan(b"")
+        assert DirectoryBackend(str(tmp_path / "store")).scan(b"") == awake.scan(b"")
+
+    def test_crashes_leave_nothing_that_counts(self, tmp_path):
+        """A writer killed at any instant: what it acknowledged is there, and all is sound."""
+        place = str(tmp_path / "store")
+        DirectoryBackend(place).apply(Batch({b"begin": b"1"}))
+        for delay in (0.02, 0.05, 0.09):
+            read, write = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                backend = DirectoryBackend(place)
+                for i in range(10_000):
+                    os.write(write, b"%d\n" % backend.apply(Batch({b"k": b"%d" % i})))
+                os._exit(0)
+            os.close(write)
+            time.sleep(delay)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            with os.fdopen(read) as told:
+                lines = told.read().split()
+            backend = DirectoryBackend(place)
+            assert backend.version() >= int(lines[-1] if lines else 1)
+            assert backend.verify() == []
+
+    def test_damage_is_told_and_passed_over(self, tmp_path):
+        backend = DirectoryBackend(str(tmp_path / "store"))
+        for i in range(3):
+            backend.apply(Batch({b"k%d" % i: b"x" * 10}))
+        broken = sorted((tmp_path / "store" / "log").rglob("0*/0*"))[1]
+        raw = bytearray(broken.read_bytes())
+        raw[20] ^= 1
+        broken.chmod(0o600)
+        broken.write_bytes(raw)
+        again = DirectoryBackend(str(tmp_path / "store"))
+        assert [item.key for item in again.scan(b"")] == [b"k0", b"k2"]
+        assert len(again.verify()) == 1
+
+    def test_locks_of_the_dead(self, tmp_path, monkeypatch):
+        """Free after a lease, by the file system's clock."""
+        place = str(tmp_path / "store")
+
+        def hold():
+            backend = DirectoryBackend(place)
+            with backend.lock("a"):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        assert in_child(hold)[0] == -signal.SIGKILL
+        backend = DirectoryBackend(place)
+        with backend.lock("a", timeout=0) as got:
+            assert not got
+        lock = Path(place, "locks", "a")
+        os.utime(lock, (time.time() - 120.0,) * 2)
+        with backend.lock("a", timeout=1.0) as got:
+            assert got
