@@ -41,7 +41,7 @@ FLOORS = [
     ["nearby", "learned", "series", "artifacts", "steps"],
     ["upkeep", "bundle"],
     ["store"],
-    ["session", "warm", "flight"],
+    ["session", "warm", "flight", "copying"],
     ["experiment"],
     ["run"],
     ["search"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -21,7 +22,15 @@ from hypothesis import settings
 from processes import in_child
 from servers import postgres_binaries, postgres_server, redis_binary, redis_server
 
-from warmstart import ArgumentError, Store, StoreError, WarmstartWarning, optimize, using
+from warmstart import (
+    ArgumentError,
+    Store,
+    StoreError,
+    WarmstartWarning,
+    cli,
+    optimize,
+    using,
+)
 from warmstart.backends import Batch, Durability
 from warmstart.backends import directory as directory_module
 from warmstart.backends.directory import DirectoryBackend
@@ -200,6 +209,54 @@ class TestStores:
         assert len(store.runs()) == 1
         with pytest.raises(StoreError, match="read only"):
             store.backend.apply(Batch({b"a": b"b"}))
+
+
+class TestCopies:
+    """From one backend to any other, and back."""
+
+    def test_there_and_back(self, address, tmp_path, monkeypatch, capsys):
+        """Fits are hits, runs have their artifacts, near starts are found; a second copy is short."""
+        first = Store(tmp_path / "first")
+        with using(store=first, near=True):
+            for at in (1.0, 1.1):
+                optimize.minimize(bowl, np.zeros(4), args=(at,), method="BFGS")
+        with first.run("mine") as run:
+            run.log_artifact("a", b"x" * 10_000)
+            run.log_artifact("b", b"x" * 10_000)
+            run.log_metric("m", 1.0)
+        assert run.process  # which a thread writes
+        first.close()
+        last = str(tmp_path / "last")
+        for source, target in ((first.address, address), (address, last)):
+            assert cli.main(["copy", source, target, "--json"]) == 0
+            told = json.loads(capsys.readouterr().out)
+            assert told["copied"] > 10
+            assert told["damaged"] == 0
+        assert cli.main(["copy", first.address, address, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["copied"] == 0
+        store = Store(last)
+        assert store.verify().sound
+        with using(store=store, near=True):
+            again = optimize.minimize(bowl, np.zeros(4), args=(1.1,), method="BFGS")
+            near = optimize.minimize(bowl, np.zeros(4), args=(1.2,), method="BFGS")
+        assert (again.warm.source, near.warm.source) == ("final", "near")
+        (found,) = store.runs(experiment="mine")
+        assert found.load_artifact("a") == b"x" * 10_000
+        assert len(store.backend.scan(b"a")) == 1
+        found.delete()
+        assert store.backend.scan(b"a") == []
+
+    def test_damage_is_left_out(self, tmp_path, capsys):
+        store = Store(tmp_path / "one")
+        with using(store=store):
+            for at in (1.0, 2.0):
+                optimize.minimize(bowl, np.zeros(2), args=(at,))
+        row = store.backend.scan(b"e")[0]
+        store.backend.apply(Batch({row.key: row.value[:-1] + b"?"}))
+        store.close()
+        assert cli.main(["copy", store.address, str(tmp_path / "two"), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["damaged"] == 1
+        assert Store(tmp_path / "two").stats().finals == 1
 
 
 class TestTrouble:

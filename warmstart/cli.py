@@ -21,6 +21,7 @@ from typing import Any
 
 import warmstart
 from warmstart import cli_runs
+from warmstart.copying import copy
 from warmstart.demo import run_demo
 from warmstart.errors import KeyLookupError, WarmstartError
 from warmstart.fingerprint import Fingerprint
@@ -131,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("file")
     sub = command("import", _import, "add the fits of a file written by export")
     sub.add_argument("file")
+    sub = command("copy", _copy, "copy a store to another one; may be repeated, and goes on")
+    sub.add_argument("source", metavar="FROM")
+    sub.add_argument("target", metavar="TO")
     return parser
 
 
@@ -451,6 +455,21 @@ def _export(parsed: argparse.Namespace, out: Out) -> int:
         out.json({"exported": count})
     else:
         out.console.print(f"{count} records written to {parsed.file}", highlight=False)
+    return 0
+
+
+def _copy(parsed: argparse.Namespace, out: Out) -> int:
+    with Store(parsed.source, read_only=True) as source, Store(parsed.target) as target:
+        source.stats()
+        with out.progress("copy") as progress:
+            done = copy(source, target, progress)
+    if out.as_json:
+        out.json(done._asdict())
+    else:
+        out.console.print(
+            f"{done.copied:,} rows copied, {done.present:,} were there, {done.damaged:,} damaged "
+            "ones left out"
+        )
     return 0
 
 
