@@ -275,7 +275,7 @@ class TestRuns:
         monkeypatch.setenv("COLUMNS", "200")
 
         def bowl(x, a):
-            time.sleep(0.002)
+            time.sleep(0.01)  # so that its convergence is kept
             return float(np.sum((x - a) ** 2)), 2.0 * (x - a)
 
         with Store(tmp_path / "store") as store:

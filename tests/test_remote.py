@@ -259,6 +259,41 @@ class TestCopies:
         assert Store(tmp_path / "two").stats().finals == 1
 
 
+DASK = """
+import sys
+import joblib, numpy as np
+from dask.distributed import Client, LocalCluster
+from warmstart import Store, optimize, using
+from warmstart.multistart import multistart
+from warmstart.recipes import fit_path
+
+def bowl(x, penalty):
+    return float(np.sum((x - 1.0) ** 2) + penalty * np.sum(x**2))
+
+def fit(penalty):
+    return optimize.minimize(bowl, np.zeros(3), args=(penalty,))
+
+if __name__ == "__main__":
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with LocalCluster(**options) as cluster, Client(cluster):
+        with joblib.parallel_config("dask"), using(store=sys.argv[1]):
+            path = fit_path(fit, np.geomspace(0.1, 10.0, 8), n_jobs=2)
+            starts = np.random.default_rng(0).normal(size=(6, 3))
+            found = multistart(bowl, starts, args=(1.0,), n_jobs=2)
+    print(np.abs(path.x[:, 0] - 1.0 / (1.0 + path.index)).max() < 1e-4)
+    print(len(Store(sys.argv[1]).get_run(found.run).children))
+"""
+
+
+def test_a_dask_cluster(tmp_path):
+    """Recipes and multistart on a cluster of processes that share a store."""
+    script = tmp_path / "many.py"
+    script.write_text(DASK)
+    command = [sys.executable, script, f"dir://{tmp_path}/store"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["True", "6"], done.stderr
+
+
 class TestTrouble:
     """Law 2, against servers that are not there, not right, or not well."""
 

@@ -195,8 +195,9 @@ class TestStopping:
                 assert len(result) == len(plain)
             assert "stopped" in str(result) or not isinstance(plain, dict)
 
-    def test_a_run_that_is_terminated_goes_on(self, tmp_path):
-        """SIGTERM ends ``warmstart run`` with 143, and the next run continues the fit."""
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+    def test_a_run_that_is_terminated_goes_on(self, tmp_path, number):
+        """What schedulers send ends ``warmstart run``, and the next run continues the fit."""
         script = tmp_path / "script.py"
         script.write_text(
             textwrap.dedent(
@@ -221,9 +222,9 @@ class TestStopping:
             while not (sizes := [p.stat().st_size for p in folder.glob("*/*")]) or sizes[0] < 2000:
                 assert child.poll() is None
                 time.sleep(0.01)
-            child.terminate()
+            child.send_signal(number)
             said = child.communicate()
-            assert child.returncode == 143, said
+            assert child.returncode == 128 + number, said
         done = subprocess.run([*command, str(script)], capture_output=True, text=True, check=True)
         assert done.stdout == "begun\n150 journal True\n"
 

@@ -182,7 +182,8 @@ def _run(parsed: argparse.Namespace, out: Out) -> int:
         "time_limit": parsed.time_limit,
         "progress": parsed.progress,
     }
-    before = signal.signal(signal.SIGTERM, _terminated)
+    # What schedulers send before they kill: SIGTERM, or whatever they are asked to send.
+    before = {one: signal.signal(one, _terminated) for one in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         with patch(store=Store(parsed.store), **options) as patched:
             try:
@@ -190,7 +191,8 @@ def _run(parsed: argparse.Namespace, out: Out) -> int:
             finally:
                 _summarize(patched.fits, time.perf_counter() - start, out)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0
 
 
