@@ -38,7 +38,7 @@ FLOORS = [
     ["fingerprint", "codec"],
     ["record", "journal"],
     ["rows", "replay"],
-    ["nearby", "learned", "series", "artifacts", "steps"],
+    ["nearby", "learned", "series", "artifacts", "steps", "carrying"],
     ["upkeep", "bundle"],
     ["store"],
     ["session", "warm", "flight", "copying"],

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.optimize
 from backend_contract import BackendContract, machine_over
 from hypothesis import settings
 from processes import in_child
@@ -209,6 +210,81 @@ class TestStores:
         assert len(store.runs()) == 1
         with pytest.raises(StoreError, match="read only"):
             store.backend.apply(Batch({b"a": b"b"}))
+
+
+SLOW = """
+import sys, time
+import numpy as np
+from warmstart import optimize, using
+
+def slow(x):
+    time.sleep(0.004)
+    return float(np.sum(100.0 * (x[1:] - x[:-1] ** 2) ** 2 + (1.0 - x[:-1]) ** 2))
+
+with using(store=sys.argv[1], model="slow", interval=0.3):
+    found = optimize.minimize(slow, np.zeros(5), method="Nelder-Mead")
+print(found.warm.source, found.warm.replay, found.warm.evaluations, found.nfev, found.x.tobytes().hex())
+"""
+
+
+class TestJournals:
+    """A fit begun on one machine goes on bit for bit on another."""
+
+    def run(self, tmp_path, home, address, wait=True):
+        script = tmp_path / "slow.py"
+        script.write_text(SLOW)
+        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / home)}
+        child = subprocess.Popen(
+            [sys.executable, script, address], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        return child.communicate()[0].split() if wait else child
+
+    def test_they_travel(self, address, tmp_path):
+        child = self.run(tmp_path, "one", address, wait=False)
+        backend = Store(address).backend
+        for _ in range(600):
+            if sum(item.size for item in backend.scan(b"j", head=1)) > 3000:
+                break
+            time.sleep(0.02)
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        source, replay, made, nfev, x = self.run(tmp_path, "two", address)
+        assert (source, replay) == ("journal", "exact")
+        assert int(made) < int(nfev)
+        plain = scipy.optimize.minimize(
+            lambda x: float(np.sum(100.0 * (x[1:] - x[:-1] ** 2) ** 2 + (1.0 - x[:-1]) ** 2)),
+            np.zeros(5),
+            method="Nelder-Mead",
+        )
+        assert (int(nfev), x) == (plain.nfev, plain.x.tobytes().hex())
+        assert backend.scan(b"j") == []  # it is over
+
+    def test_nonsense_is_not_written(self, tmp_path):
+        """Names that were not made here, damaged pieces and gaps."""
+        from warmstart.carrying import Carrier, carried_row
+        from warmstart.fingerprint import Fingerprint
+        from warmstart.journal import Shelf
+        from warmstart.record import seal
+
+        backend, fit = DirectoryBackend(str(tmp_path / "store")), Fingerprint(bytes(32))
+        shelf = Shelf(tmp_path / "journals", budget=1 << 20, ttl=None)
+        piece = seal(bytes(8) + b"x" * 100)
+        rows = {
+            carried_row(fit, "../../evil.journal", 0): piece,
+            carried_row(fit, "a-b.journal", 0): piece,
+            carried_row(fit, "a-b.journal", 100): b"damaged",
+            carried_row(fit, "a-b.journal", 200): piece,
+            carried_row(fit, "c-d.journal", 5): piece,
+        }
+        backend.apply(Batch(rows))
+        Carrier(backend, fit).fetch(shelf)
+        found = {path.name: path.read_bytes() for path in tmp_path.rglob("*.journal")}
+        assert found == {"a-b.journal": b"x" * 100, "c-d.journal": b""} or found == {
+            "a-b.journal": b"x" * 100
+        }
+        assert shelf.find(fit, fit).journal is None  # it is no journal: deleted
+        Carrier(backend, fit).forget()
+        assert backend.scan(b"j") == []
 
 
 class TestCopies:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 import warmstart.journal as files
+from warmstart.carrying import Carrier
 from warmstart.continuation import solver_state
 from warmstart.errors import WarmstartWarning
 from warmstart.fingerprint import environment
@@ -363,6 +364,9 @@ class Recorder:
         self.replay_seconds = 0.0
         self.why: str | None = None
         self.journal: Journal | None = None
+        self.carrier: Carrier | None = None
+        """Takes the journal to a store that other machines share."""
+        self._next_carried = self.started + options.interval
         self._answered = 0
         self._session = session
         self._options = options
@@ -743,6 +747,8 @@ class Recorder:
             if self.replay is None or self.fresh:
                 if now >= self._next_checkpoint:
                     self._checkpoint(now)
+                if self.carrier is not None and now >= self._next_carried:
+                    self._carry()
                 if self._options.progress:
                     self._progress.update(self.answered, self.calls, self.best)
             if now >= self._deadline and self.evaluations and self.point is not None:
@@ -952,6 +958,13 @@ class Recorder:
         pause = 0.25 if self.recording else 0.001
         self._next_checkpoint = end + max(_SHARE * (end - now), pause)
 
+    def _carry(self) -> None:
+        carrier, journal, begin = self.carrier, self.journal, time.perf_counter()
+        if carrier is not None and journal is not None and self.recording:
+            self._attempt(lambda: carrier.send(journal, time.time()))
+            end = time.perf_counter()
+            self._next_carried = end + max(self._options.interval, _SHARE * (end - begin))
+
     # The end
 
     def traced(self) -> dict[bytes, bytes]:
@@ -1000,6 +1013,11 @@ class Recorder:
                     self._attempt(journal.sync)
                 if journal is self._source:
                     self._attempt(lambda: journal.rename(self._session.key))
+            carrier = self.carrier
+            if carrier is not None and completed:
+                self._attempt(carrier.forget)
+            elif carrier is not None:
+                self._carry()
             if journal is not None:
                 journal.close()
             if self._source is not None and self._source is not journal:

@@ -10,6 +10,7 @@ All rows are keyed by bytes so that one prefix is one question:
 ``e`` key (32) run (16) slot   a record: one slot of one run of one fit
 ``h`` process (8)              machine, code and versions (`warmstart.host`)
 ``i`` run namespace NUL step   a state, and its active tasks
+``j`` fit file NUL place       a piece of a journal, see `warmstart.carrying`
 ``k`` key                      what the key means (`SpecSummary`), to explain it
 ``m`` run name NUL time        a piece of a series
 ``p`` key                      pinned: never evicted, never expires

@@ -86,6 +86,8 @@ _RETRY_AFTER = 60.0
 """Seconds for which a store that failed is left alone before one fit tries it again."""
 _SWEEP_EVERY = 1000
 """Writes of a process between two looks at whether expired entries are due to be swept."""
+_SIZED_EVERY = 16
+"""Writes to a store of several machines between two looks at its size."""
 _SETTLE_AFTER = 10.0
 """Seconds for which stamps of use gather in memory before a write takes them along."""
 
@@ -229,6 +231,11 @@ class Store:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is one that other machines may use, to which journals have to be sent."""
+        return "://" in self._where and not self.read_only
 
     @property
     def journals(self) -> Shelf | None:
@@ -572,7 +579,10 @@ class Store:
 
     def _keep_bounds(self, written: bytes) -> None:
         """Sweep if the budget is exceeded, or if none has looked for expired entries lately."""
-        due = self.counters["written"] % _SWEEP_EVERY == 1 and self._sweep_is_due()
+        number = self.counters["written"]
+        if self.is_shared and number % _SIZED_EVERY:
+            return  # asking a server costs a round trip
+        due = (self.is_shared or number % _SWEEP_EVERY == 1) and self._sweep_is_due()
         if not due and self.backend.size() <= self.size_budget:
             return
         with self.backend.lock("sweep", timeout=0) as got:

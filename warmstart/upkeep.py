@@ -13,6 +13,7 @@ import numpy as np
 
 from warmstart import artifacts, learned, nearby
 from warmstart.backends import Backend, Batch, Item
+from warmstart.carrying import written_at
 from warmstart.errors import RecordError, RecordVersionError
 from warmstart.record import EntryKind, unseal
 from warmstart.rows import (
@@ -276,6 +277,7 @@ def _delete_orphans(backend: Backend, now: float, ttl: float | None) -> None:
         for item in pages(backend, b"z", head=None)
         if (read_small(item, Lease) or Lease("", "", 0.0)).until < now - _ORPHAN_AGE
     ]
+    orphans += [item for item in pages(backend, b"j", head=8) if written_at(item.value) < oldest]
     for item in orphans + lost:
         if item.key[:1] == b"c":
             artifacts.delete(backend, item.key[1:17].hex(), item.key[17:].decode())

@@ -18,6 +18,7 @@ from scipy.optimize import OptimizeResult
 
 from warmstart import learned
 from warmstart.approach import Approach, check_near
+from warmstart.carrying import Carrier
 from warmstart.codec import RichResult
 from warmstart.errors import (
     BusyError,
@@ -285,6 +286,8 @@ class _Run:
         self._dice0 = self._dice.state() if self._dice is not None else None
         self._beginning = _COLD
         self._busy = False
+        shared = self._store.is_shared and call.options.journal is not False
+        self._carrier = Carrier(self._store.backend, self._fit) if shared else None
         self._near: Approach | None = None
         if call.options.near and call.surface.function is not None:
             self._near = Approach(self._store, call.surface, call.bound, call.options, spec)
@@ -328,6 +331,8 @@ class _Run:
 
         def find() -> Found:
             shelf = self._store.journals
+            if shelf is not None and self._carrier is not None:
+                self._carrier.fetch(shelf)
             return NONE if shelf is None else shelf.find(self._fit, self._spec.key)
 
         journal, self._busy = self._store.attempt(find, NONE)
@@ -453,6 +458,7 @@ class _Run:
             fit=self._fit,
             target=surface.target(call.bound),
         )
+        recorder.carrier = self._carrier
         token, result, heard = current.set(recorder), None, None
         partial: str | None = None
         anew: _Anew | None = None
