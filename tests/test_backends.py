@@ -171,7 +171,7 @@ class TestPlace:
         monkeypatch.setattr(place_module, "file_system", lambda _path: kind)
         with pytest.raises(StoreError, match=kind) as caught:
             LmdbBackend(place).get(b"k")
-        for way in ("TMPDIR", "WARMSTART_STORE", "allow_network"):
+        for way in ("TMPDIR", f"dir://{place}", "allow_network"):
             assert way in str(caught.value)
         assert not place.exists()
         allowed = LmdbBackend(place, allow_network=True)

@@ -988,6 +988,8 @@ def _settle_all() -> None:
     for store in list(_open_stores):
         with contextlib.suppress(Exception):  # at exit there is nobody left to tell
             store._settle(now=True)  # noqa: SLF001
+            if store.told is not None:
+                store.told[1].join(timeout=1.0)
 
 
 def _rebuild(address: str, options: Mapping[str, Any]) -> Store:

@@ -152,9 +152,9 @@ class Place:
         if kind in _NETWORK or kind.startswith("fuse."):
             raise StoreError(
                 f"{self.path} is on {kind}, a file system of other machines, where LMDB is not "
-                "safe: choose a folder on this machine's disk ($TMPDIR, $SLURM_TMPDIR), point "
-                "$WARMSTART_STORE to one, or use LmdbBackend(path, allow_network=True) if only "
-                "one machine ever uses it"
+                f"safe: write dir://{self.path} for a store that they share, choose a folder on "
+                "this machine's disk ($TMPDIR, $SLURM_TMPDIR), or use LmdbBackend(path, "
+                "allow_network=True) if only one machine ever uses it"
             )
 
     # Who holds it open
