@@ -30,10 +30,10 @@ def tally(values):
     return made
 
 
-@pytest.fixture(params=["memory", "lmdb"])
-def store(request, tmp_path):
+@pytest.fixture
+def store(anywhere):
     """N8, N9: learning asks nothing of a backend but the map, so that all have it."""
-    with Store(":memory:" if request.param == "memory" else tmp_path / "store") as store:
+    with Store(anywhere) as store:
         yield store
 
 

@@ -21,7 +21,7 @@ import scipy.optimize
 from backend_contract import BackendContract, machine_over
 from hypothesis import settings
 from processes import in_child
-from servers import postgres_binaries, postgres_server, redis_binary, redis_server
+from servers import redis_binary, redis_server
 
 from warmstart import (
     ArgumentError,
@@ -37,26 +37,6 @@ from warmstart.backends import directory as directory_module
 from warmstart.backends.directory import DirectoryBackend
 from warmstart.backends.postgres import PostgresBackend
 from warmstart.backends.redis import RedisBackend
-
-REQUIRED = bool(os.environ.get("CI"))
-
-
-@pytest.fixture(scope="module")
-def redis_url():
-    if redis_binary() is None and "WARMSTART_TEST_REDIS" not in os.environ:
-        assert not REQUIRED, "no Redis or Valkey to test against"
-        pytest.skip("no Redis or Valkey is installed")
-    with redis_server() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def postgres_url():
-    if postgres_binaries() is None and "WARMSTART_TEST_POSTGRES" not in os.environ:
-        assert not REQUIRED, "no PostgreSQL to test against"
-        pytest.skip("no PostgreSQL is installed")
-    with postgres_server() as url:
-        yield url
 
 
 def fresh(url):

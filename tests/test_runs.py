@@ -52,11 +52,10 @@ class Clock:
         return self.now
 
 
-@pytest.fixture(params=["memory", "lmdb"])
-def store(request, tmp_path):
+@pytest.fixture
+def store(anywhere):
     """E14, C14: one suite for every backend; a backend is an ordered map and knows of no run."""
-    where = ":memory:" if request.param == "memory" else tmp_path / "store"
-    with Store(where, clock=Clock()) as store:
+    with Store(anywhere, clock=Clock()) as store:
         yield store
 
 
