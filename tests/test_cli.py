@@ -203,7 +203,7 @@ class TestRefusals:
             ("nothing",),
             ("fits", "--limit", "0"),
             ("show",),
-            ("fits", "--store", "redis://x"),
+            ("fits", "--store", "mysql://x"),
         ):
             assert run(capsys, *arguments)[0] == 2
 
@@ -306,7 +306,7 @@ class TestRuns:
         assert "[red]broken[/red]" in out
 
     def test_show(self, runs, capsys):
-        code, out, _ = run(capsys, "show", runs["outer"][:20])
+        code, out, _ = run(capsys, "show", runs["outer"][:14])
         assert code == 0
         for text in ("params.rate", "0.5", "artifact a.txt", "score", "completed"):
             assert text in out

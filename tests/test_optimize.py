@@ -624,7 +624,7 @@ class TestOptions:
             ({"resume": None}, "resume is True or False"),
             ({"interval": -1}, "interval is a number"),
             ({"store": 7}, "folder"),
-            ({"store": "redis://x"}, "not a kind of store"),
+            ({"store": "mysql://x"}, "not a kind of store"),
         ],
     )
     def test_wrong_values_are_refused(self, options, message):

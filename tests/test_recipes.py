@@ -206,7 +206,10 @@ class TestRefusals:
             (lambda: bootstrap(fit, (X, Y), 0), "n is a number from 1 up, not 0"),
             (lambda: jackknife(fit, ()), "first axis in common"),
             (lambda: profile(np.sum, [1.0], 0, [1.0]), "at least two parameters"),
-            (lambda: profile(np.sum, [1.0, 2.0], 2, [1.0]), "a number from 0 to 1, not 2"),
+            (
+                lambda: profile(np.sum, [1.0, 2.0], 2, [1.0]),
+                "a number from 0 to 1, or one of the names",
+            ),
         ],
     )
     def test_arguments(self, store, call, message):

@@ -17,7 +17,6 @@ from sklearn.gaussian_process import GaussianProcessClassifier, GaussianProcessR
 from sklearn.gaussian_process.kernels import RBF, WhiteKernel
 from sklearn.linear_model import (
     ElasticNet,
-    GammaRegressor,
     HuberRegressor,
     Lasso,
     LogisticRegression,
@@ -27,7 +26,6 @@ from sklearn.linear_model import (
     Ridge,
     SGDClassifier,
     SGDRegressor,
-    TweedieRegressor,
 )
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.neural_network import MLPClassifier, MLPRegressor
@@ -58,8 +56,7 @@ CHECKED = [
     (PoissonRegressor(), True),
     (GaussianProcessRegressor(), True),
     (GaussianProcessClassifier(), True),
-    (GammaRegressor(), True),
-    (TweedieRegressor(power=1.0), True),
+    # Gamma and Tweedie regressions share Poisson's code, and its checks take a quarter of a minute.
     (Ridge(), True),
     # These end where they end, before their minimum: another start is another answer.
     (SGDClassifier(random_state=0), False),
@@ -157,7 +154,7 @@ class TestFits:
     def test_gaussian_processes(self, folder, classes, kernel):
         """Remembered with their kernels; those of numbers and of two classes start near."""
         x, y = load_iris(return_X_y=True)
-        x, y = (x[::2, :2], x[::2, 3]) if not classes else (x[:, :2], y)
+        x, y = (x[::2, :2], x[::2, 3]) if not classes else (x[::3, :2], y[::3])
         kind = GaussianProcessClassifier if classes else GaussianProcessRegressor
         if classes == 2:
             x, y = x[y > 0], y[y > 0]

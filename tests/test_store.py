@@ -459,7 +459,7 @@ class TestPlace:
             (b"bytes", "folder"),
             ("", "folder"),
             ("a\0b", "folder"),
-            ("redis://host", "not a kind of store that is known"),
+            ("mysql://host", "not a kind of store that is known"),
             ("s3://bucket", "not a kind of store that is known"),
         ],
     )

@@ -333,7 +333,7 @@ def _show(parsed: argparse.Namespace, out: Out) -> int:
         ("run", "kind", "status", "objective ", "nfev ", "start", "producer", "written"),
         [
             (
-                row["run"][:12],
+                row["run"][:14],
                 row["kind"],
                 row["status"],
                 row["objective"],

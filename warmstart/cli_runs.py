@@ -81,7 +81,7 @@ def _ls(parsed: argparse.Namespace, out: Out) -> int:
         ("run", "name", "status", "from", "objective ", "nfev ", "saved ", "seconds ", "started"),
         [
             (
-                row["run"][:12],
+                row["run"][:14],
                 row["name"],
                 row["state"],
                 " ".join(filter(None, (row.get("source"), row.get("level")))),
@@ -178,7 +178,7 @@ def _tree(store: Store, run: Run) -> Tree:
     def grow(branch: Tree, name: str, kind: str, depth: int) -> None:
         info = whole.runs.get(name)
         label = Text.assemble(
-            (name[:12], "bold" if name == run.id else ""),
+            (name[:14], "bold" if name == run.id else ""),
             f" {kind} {info.what if info else 'forgotten'}",
         )
         twig = branch.add(label)
@@ -204,7 +204,7 @@ def _compare(parsed: argparse.Namespace, out: Out) -> int:
         return 0
     table(
         out.console,
-        ("", "", *(f"{run.id[:12]}" for run in runs)),
+        ("", "", *(f"{run.id[:14]}" for run in runs)),
         [
             (name, "" if len(set(map(repr, values))) == 1 else "differs", *values)
             for name, values in rows.items()
@@ -238,7 +238,7 @@ def _plot(parsed: argparse.Namespace, out: Out) -> int:
             name = parsed.series or ("best" if "best" in names else next(iter(names), ""))
             if name not in names:
                 raise ArgumentError(
-                    f"run {run.id[:12]} has no series {name!r}: it has "
+                    f"run {run.id[:14]} has no series {name!r}: it has "
                     f"{', '.join(names) or 'none (fits of less than 10 ms keep none)'}"
                 )
             found.append((run, name, run.metrics(name)))
@@ -275,7 +275,7 @@ def _chart(found: Sequence[tuple[Run, str, Any]], width: int) -> str:
     for (run, name, series), color in zip(found, itertools.cycle(_COLORS), strict=False):
         kept = np.isfinite(series.values)
         values = np.log10(series.values[kept]) if by_tens else series.values[kept]
-        figure.plot(series.steps[kept], values, label=f"{run.id[:12]} {name}", lc=color)
+        figure.plot(series.steps[kept], values, label=f"{run.id[:14]} {name}", lc=color)
     return str(figure.show(legend=True))
 
 

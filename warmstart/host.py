@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import getpass
-import importlib.metadata
 import os
 import platform
 import secrets
@@ -65,7 +64,7 @@ def is_alive(whose: str) -> bool | None:
 
 
 def describe() -> dict[str, Any]:
-    """Return what is known of this process; takes some 0.1 s.
+    """Return what is known of this process; takes some 10 ms, most of them git's.
 
     Returns
     -------
@@ -141,8 +140,11 @@ def _git() -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str]:
-    """Return the versions of the installed packages that are imported."""
-    imported = {name for name in list(sys.modules) if "." not in name}
-    known = importlib.metadata.packages_distributions()
-    names = {known[name][0] for name in imported & known.keys()}
-    return {name: importlib.metadata.version(name) for name in sorted(names, key=str.lower)}
+    """Return the versions of the packages that are imported, as they tell them."""
+    found = {}
+    for name, module in list(sys.modules.items()):
+        # Not by getattr, which some modules answer with a warning.
+        version = getattr(module, "__dict__", {}).get("__version__")
+        if "." not in name and isinstance(version, str) and name not in sys.stdlib_module_names:
+            found[name] = version
+    return dict(sorted(found.items()))

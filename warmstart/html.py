@@ -46,7 +46,7 @@ def run_html(run: Run) -> str:
         ("what", info.what),
         ("started", ago(info.started, run.store.clock())),
         ("seconds", run.duration),
-        ("began", " ".join(filter(None, (info.source, info.level, (info.start_run or "")[:12])))),
+        ("began", " ".join(filter(None, (info.source, info.level, (info.start_run or "")[:14])))),
         ("evaluations", info.evaluations),
         ("saved", info.saved),
         ("objective", info.objective),
@@ -66,7 +66,7 @@ def runs_html(runs: Sequence[Run]) -> str:
         info = run.info
         when = ago(info.started, run.store.clock())
         rows.append(
-            (run.id[:12], run.name, run.state, info.evaluations, info.saved, info.objective, when)
+            (run.id[:14], run.name, run.state, info.evaluations, info.saved, info.objective, when)
         )
     more = f", {_SHOWN} shown" if len(runs) > _SHOWN else ""
     return _table(rows, columns, caption=f"{len(runs):,} runs{more}")

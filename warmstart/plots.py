@@ -50,7 +50,7 @@ def plot_run(run: Run, name: str | None = None, *, ax: Any = None) -> Any:
         name = "best" if "best" in names else names[0]
     if name not in names:
         raise ArgumentError(
-            f"run {run.id[:12]} has no series {name!r}: it has {', '.join(names) or 'none'} "
+            f"run {run.id[:14]} has no series {name!r}: it has {', '.join(names) or 'none'} "
             "(fits of less than 10 ms keep none)"
         )
     ax, found = _axes(ax), run.metrics(name)

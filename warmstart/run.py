@@ -106,7 +106,7 @@ class Run:
     Attributes
     ----------
     id : str
-        32 hexadecimal digits that sort by time; 48 bits of milliseconds, 80 random ones.
+        32 hexadecimal digits that sort by time; the first 14 tell the runs of a process apart.
     store : Store
         Where it is kept.
 
@@ -140,7 +140,7 @@ class Run:
         """States that are written if they are the newest when the run ends."""
 
     def __repr__(self) -> str:
-        return f"<Run {self.id[:12]} {self.info.what or self.document.name}: {self.state}>"
+        return f"<Run {self.id[:14]} {self.info.what or self.document.name}: {self.state}>"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Run):
@@ -291,7 +291,7 @@ class Run:
                 allowed = info.status in {"failed", "cancelled"} or self._is_dead(info)
             if not allowed:
                 raise StatusError(
-                    f"run {self.id[:12]} is {info.status}, and does not become {status}: "
+                    f"run {self.id[:14]} is {info.status}, and does not become {status}: "
                     f"{_advice(info.status, how)}"
                 )
             made = msgspec.structs.replace(info, status=status, **changes)
@@ -522,7 +522,7 @@ class Run:
         for found in self.artifacts:
             if found.name == name:
                 return artifacts.load(self._backend, found.hash)
-        raise RunLookupError(f"run {self.id[:12]} has no artifact {name!r:.60}")
+        raise RunLookupError(f"run {self.id[:14]} has no artifact {name!r:.60}")
 
     def delete_artifact(self, name: str) -> bool:
         """Delete an artifact, and its bytes when the last one goes; whether it was there."""

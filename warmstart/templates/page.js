@@ -110,7 +110,7 @@
   }
 
   function link(id) {
-    const button = make("button", id.slice(0, 12));
+    const button = make("button", id.slice(0, 14));
     button.type = "button";
     button.addEventListener("click", () => open(id, true));
     return button;
@@ -168,7 +168,7 @@
     if (!run) return;
     state.open = id;
     byId("run").hidden = false;
-    byId("h-run").textContent = `${run.name || "run"} ${id.slice(0, 12)}`;
+    byId("h-run").textContent = `${run.name || "run"} ${id.slice(0, 14)}`;
     const rows = [["run", id], ["what", run.what], ["status", run.state], ["error", run.error],
       ["experiment", run.experiment], ["began", began(run)], ["objective", number(run.objective)],
       ["evaluations", number(run.evaluations)], ["saved", number(run.saved)],
@@ -191,7 +191,7 @@
     }
     list.replaceChildren(...related.slice(0, 40).map(([how, other]) => {
       const item = make("li", `${how} `);
-      item.append(runs.has(other) ? link(other) : make("code", other.slice(0, 12)),
+      item.append(runs.has(other) ? link(other) : make("code", other.slice(0, 14)),
         make("span", runs.has(other) ? ` ${runs.get(other).name}` : " (not on this page)"));
       return item;
     }));
