@@ -133,7 +133,7 @@ class TestLeases:
         seen = []
 
         def slow(x):
-            time.sleep(0.02)
+            time.sleep(0.1)
             seen.append(store.backend.scan(b"z")[0].sequence)
             return float(x @ x)
 

@@ -880,6 +880,8 @@ class Store:
     def close(self) -> None:
         """Write what is pending and let go of files; using the store again opens it again."""
         self._settle(now=True)
+        if self.told is not None:
+            self.told[1].join(timeout=5.0)  # it writes, too
         self.backend.close()
         self.__dict__.pop("_shelf", None)
         if self._discard is not None:
