@@ -236,5 +236,5 @@ class TestServer:
 
     def test_what_is_missing_is_named(self, store, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
-        with pytest.raises(ArgumentError, match="pip install 'warmstart"):
+        with pytest.raises(ArgumentError, match="pip install jinja2 plotly"):
             render(page_data(store))

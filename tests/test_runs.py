@@ -33,6 +33,7 @@ from warmstart import (
     RunLookupError,
     StatusError,
     Store,
+    StoreError,
     host,
     optimize,
     using,
@@ -229,6 +230,113 @@ class TestStatus:
         assert host.is_alive(f"{name}:{pid}:{int(born) - 100}") is False
         assert host.is_alive(f"{name}:99999999:1") is False
         assert host.is_alive("elsewhere:1:1") is None
+
+
+class TestTrouble:
+    """Law 2: what a run cannot write fails no work."""
+
+    def work(self, store):
+        with store.run("mine", name="one", params={"a": 1}) as run:
+            run.log_metric("m", 1.0)
+            run.log_param("b", 2)
+            run.log_metric("m", 2.0)
+            assert not run.save_state(1, "s")
+            run.set_tags({"a": "b"})
+        return run
+
+    def test_a_place_that_cannot_be_used(self, tmp_path):
+        (tmp_path / "file").write_text("no folder")
+        with pytest.warns(UserWarning, match="fits go on without it") as heard:
+            run = self.work(Store(tmp_path / "file"))
+        assert len(heard) == 1
+        assert run.status == "completed"
+        with pytest.raises(StatusError):
+            run.start()
+
+    def test_a_store_that_goes_away(self, tmp_path, monkeypatch):
+        """The work ends; its own exception is the one that is seen."""
+        store = Store(tmp_path / "store")
+
+        def gone(*_args, **_options):
+            raise StoreError("the disk has gone")
+
+        with (
+            pytest.warns(UserWarning, match="the disk has gone"),
+            pytest.raises(OverflowError, match="mine"),
+            store.run() as run,
+        ):
+            monkeypatch.setattr(store.backend, "apply", gone)
+            monkeypatch.setattr(store.backend, "get", gone)
+            run.log_metric("m", 1.0)
+            run.complete()
+            raise OverflowError("mine")
+
+    def test_points_are_written_at_exit(self, tmp_path):
+        """Those of a run that nobody ends; not twice where a child has a copy of them."""
+        script = (
+            "import os, sys\n"
+            "from warmstart import Store\n"
+            "run = Store(sys.argv[1]).run().start()\n"
+            "for i in range(5):\n    run.log_metric('m', i)\n"
+            "if (pid := os.fork()) == 0:\n    sys.exit()\n"
+            "os.waitpid(pid, 0)\n"
+        )
+        where = str(tmp_path / "store")
+        subprocess.run([sys.executable, "-c", script, where], check=True)
+        (run,) = Store(where).runs()
+        assert run.metrics("m").values.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+        assert run.is_dead
+
+    def test_runs_of_other_stores_are_no_parents(self):
+        one, other = Store(":memory:"), Store(":memory:")
+        with one.run() as run, using(store=other):
+            optimize.minimize(lambda x: x @ x, np.ones(2))
+            inner = other.run()
+        assert other.runs()[0].parent is None
+        assert inner.parent is None
+        assert run.children == []
+
+    def test_signs_of_life(self, tmp_path, monkeypatch):
+        """Long fits and open runs give them, so that other machines know."""
+        monkeypatch.setattr("warmstart.session._BEAT", 0.05)
+        monkeypatch.setattr("warmstart.run._PULSE", 0.05)
+        store = Store(tmp_path / "store")
+        beats = set()
+
+        def slow(x):
+            time.sleep(0.02)
+            beats.update((run.info.what, run.info.beat) for run in store.runs(status="running"))
+            return float(np.sum((x - 1.0) ** 2))
+
+        with using(store=store, model="slow"), store.run() as run:
+            optimize.minimize(slow, np.zeros(4), method="Nelder-Mead", options={"maxfev": 60})
+        for what in ("", "minimize Nelder-Mead slow"):
+            assert len({at for name, at in beats if name == what}) > 2
+        assert run.info.status == "completed"
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            (lambda store: store.run(params=[1]), "params map names"),
+            (lambda store: store.run(tags={"a": 1}), "tags map text to text"),
+            (lambda store: store.run(recipe="x"), "a name and a version"),
+            (lambda store: store.run().update(tags=3), "tags map text to text"),
+            (lambda store: store.run().update(span=("a", "b")), "32 and a span 16"),
+            (lambda store: store.run().save_state("one", 1), "a step is a number"),
+            (lambda store: store.run().save_state(1, 1, policy=3), "policy is a Policy"),
+            (lambda store: store.run().save_state(1, 1, policy=Policy(every=0)), "from 1 up"),
+            (lambda store: store.run().metrics(3), "1 to 200 characters"),
+            (lambda store: store.runs(3), "where is a condition"),
+            (lambda store: store.runs(limit="x"), "limit is a number"),
+            (lambda store: store.runs(parent="zz"), "6 to 32 hexadecimal"),
+            (lambda store: store.create_experiment("a", tags=3), "tags map text to text"),
+            (lambda store: store.create_experiment("a", description=3), "description is text"),
+        ],
+    )
+    def test_wrong_arguments(self, wrong, message):
+        """Refused with what is expected."""
+        with pytest.raises(ArgumentError, match=message):
+            wrong(Store(":memory:"))
 
 
 class TestParams:

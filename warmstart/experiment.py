@@ -80,6 +80,11 @@ def create_experiment(
         raise ArgumentError(f"an experiment has a name of text, not {name!r:.60}")
     if re.fullmatch("[0-9a-f]{32}", name):
         raise ArgumentError("32 hexadecimal digits are an experiment's id: give it another name")
+    if not isinstance(description, str):
+        raise ArgumentError(f"description is text, not {description!r:.60}")
+    named = dict(tags) if isinstance(tags, Mapping) else {} if tags is None else {"": tags}
+    if not all(isinstance(k, str) and isinstance(v, str) for k, v in named.items()):
+        raise ArgumentError(f"tags map text to text, not {tags!r:.60}")
     try:
         config = json.loads(json.dumps(config))
     except (TypeError, ValueError) as error:
@@ -88,7 +93,7 @@ def create_experiment(
         id=new_run_id(),
         name=name,
         description=description,
-        tags=dict(tags or {}),
+        tags=named,
         config=config,
         created=store.clock(),
     )

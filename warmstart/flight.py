@@ -8,14 +8,13 @@ has died is seen at once; one on another machine is waited for until its lease h
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 
 from warmstart import host
 from warmstart.backends import Batch
 from warmstart.fingerprint import Fingerprint
+from warmstart.pulse import Pulse
 from warmstart.rows import Lease, read_small, small
 from warmstart.store import Store
 
@@ -73,7 +72,7 @@ def flight(
     bool
         Whether this run is the only one; False if another is at it, or has done it.
     """
-    watch, ended = _Watch(), threading.Event()
+    watch = _Watch()
     deadline, pause, held = time.monotonic() + _LONGEST, 0.01, False
     while True:
         item = store.backend.get(_row(key))
@@ -89,24 +88,30 @@ def flight(
         time.sleep(pause)
         pause = min(2.0 * pause, 0.5)
 
-    process = os.getpid()
+    if not held:
+        yield False
+        return
+
+    def ours() -> dict[bytes, int | None] | None:
+        """Return the condition that the lease still is this run's; None if another has it."""
+        item = store.backend.get(_row(key))
+        lease = read_small(item, Lease)
+        is_ours = item is not None and lease is not None and lease.run == run
+        return {item.key: item.sequence} if item is not None and is_ours else None
 
     def renew() -> None:
-        while not ended.wait(LEASE / 3.0) and os.getpid() == process:
-            with contextlib.suppress(Exception):  # it runs out, no more
-                store.backend.apply(_claim(store, key, run, {}))
+        condition = ours()
+        if condition is not None:
+            store.backend.apply(_claim(store, key, run, condition))
 
-    keeper = threading.Thread(target=renew, name="warmstart-lease", daemon=True)
-    if held:
-        keeper.start()
     try:
-        yield held
+        with Pulse(renew, LEASE / 3.0):
+            yield True
     finally:
-        ended.set()
-        if held:
-            keeper.join()
-            with contextlib.suppress(Exception):  # it runs out, no more
-                store.backend.apply(Batch(deletes=[_row(key)]))
+        with contextlib.suppress(Exception):  # it runs out, no more
+            held_still = ours()
+            if held_still is not None:
+                store.backend.apply(Batch(deletes=[_row(key)], conditions=held_still))
 
 
 def _claim(store: Store, key: Fingerprint, run: str, condition: dict[bytes, int | None]) -> Batch:

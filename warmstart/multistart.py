@@ -17,7 +17,7 @@ from warmstart.errors import ArgumentError, FingerprintError
 from warmstart.fingerprint import FitSpec
 from warmstart.run import Run, create_run
 from warmstart.search import find_runs
-from warmstart.session import Within, within
+from warmstart.session import inside_of, within
 from warmstart.steps import Policy
 from warmstart.store import Store
 from warmstart.warm import options_of, store_of, using
@@ -231,7 +231,9 @@ class _Calls:
         run: Run | None,
     ) -> None:
         self._fun, self._points, self._args, self._given = fun, points, args, given
-        self._within = None if run is None else Within(run.info.experiment, run.id)
+        self._within = None
+        if run is not None:
+            self._within = inside_of(run.store, run.info.experiment, run.id)
         asked = options_of(None)
         self._options = {f.name: getattr(asked, f.name) for f in dataclasses.fields(asked)}
 
@@ -249,14 +251,10 @@ class _Calls:
 
     def one(self, place: int) -> tuple[int, Any]:
         """Do one fit."""
-        token = within.set(self._within)
-        try:
-            with using(**self._options):
-                found = optimize.minimize(
-                    self._fun, self._points[place], args=self._args, **self._given
-                )
-        finally:
-            within.reset(token)
+        with within(self._within), using(**self._options):
+            found = optimize.minimize(
+                self._fun, self._points[place], args=self._args, **self._given
+            )
         return place, found
 
 

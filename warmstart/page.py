@@ -53,9 +53,10 @@ def page_data(store: Store) -> dict[str, Any]:
     for info in newest:
         run = Run(store, info.run)
         document = run.document
-        if (len(curves) < _CURVES and info.seconds * 1000.0 >= 10.0) or not info.key:
+        # Fits that were quicker have kept no curve.
+        if len(curves) < _CURVES and (info.seconds >= 0.01 or not info.key):
             found = _curves(run)
-            if found and len(curves) < _CURVES:
+            if found:
                 curves[info.run] = found
         runs.append(
             {
@@ -159,9 +160,7 @@ def render(data: dict[str, Any], *, live: str | None = None) -> str:
         from jinja2 import Environment  # noqa: PLC0415 (optional)
         from plotly.offline import get_plotlyjs  # noqa: PLC0415 (optional)
     except ImportError:
-        raise ArgumentError(
-            "the page needs Jinja and Plotly: pip install 'warmstart[report]'"
-        ) from None
+        raise ArgumentError("the page needs Jinja and Plotly: pip install jinja2 plotly") from None
     folder = files("warmstart") / "templates"
     template = Environment(autoescape=True).from_string((folder / "page.html").read_text())
     return template.render(

@@ -11,8 +11,6 @@ import json
 import os
 import re
 import sys
-import threading
-import time
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,9 +29,18 @@ from warmstart.errors import (
     StatusError,
 )
 from warmstart.experiment import Experiment, find_or_create, get_experiment
+from warmstart.pulse import Pulse
 from warmstart.rows import RunInfo, info_row, pages, read_small, small
 from warmstart.series import Series
-from warmstart.session import Within, new_run_id, process_row, tell_process, within
+from warmstart.session import (
+    around,
+    beat,
+    inside_of,
+    new_run_id,
+    process_row,
+    tell_process,
+    within,
+)
 from warmstart.steps import Policy, State
 from warmstart.store import Store
 
@@ -114,9 +121,12 @@ class Run:
     -----
     Methods may be called from several threads, and on runs of other processes. Each reads or
     writes the store (some 10 us), but `log_metric`, whose points are written some thousands at
-    a time, at the latest when the run ends. Used as a context manager a run is started, fits
-    and runs inside become its children, and it ends as completed, as failed with the
-    exception's message, or as cancelled by Ctrl-C.
+    a time, at the latest when the run or the process ends. Used as a context manager a run is
+    started, fits and runs inside become its children, and it ends as completed, as failed with
+    the exception's message, or as cancelled by Ctrl-C.
+
+    A store that cannot be written fails no work: there is one warning, and what is logged
+    from then on is not kept. Reading raises `StoreError`.
 
     Examples
     --------
@@ -129,13 +139,15 @@ class Run:
     ('completed', 0.3333333333333333, {'rate': 0.5})
     """
 
-    def __init__(self, store: Store, run: str) -> None:
+    def __init__(self, store: Store, run: str, *, unwritten: RunInfo | None = None) -> None:
         self.store = store
         self.id = run
+        self._unwritten = unwritten
+        """How it goes, where that could not be written when it was made."""
         self._backend = store.backend
-        self._buffer = series.Buffer(run, lambda rows: self._backend.apply(Batch(dict(rows))))
+        self._buffer = series.Buffer(run, self._write)
         self._next: dict[str, int] = {}
-        self._tokens: list[Any] = []
+        self._open: list[contextlib.ExitStack] = []
         self._last: dict[str, tuple[int, Any, Policy]] = {}
         """States that are written if they are the newest when the run ends."""
 
@@ -150,11 +162,22 @@ class Run:
     def __hash__(self) -> int:
         return hash(self.id)
 
+    def _write(self, rows: Mapping[bytes, bytes]) -> None:
+        self._attempt(lambda: self._backend.apply(Batch(dict(rows))))
+
+    def _attempt(self, operation: Callable[[], object]) -> bool:
+        """Write, if the store can be written (law 2); whether it was."""
+        if self._unwritten is not None:
+            return False
+        return self.store.attempt(lambda: (operation(), True)[1], False, writes=True)
+
     # What is known of it
 
     @property
     def info(self) -> RunInfo:
         """How it went, as it stands in the store now."""
+        if self._unwritten is not None:
+            return self._unwritten
         self._buffer.flush()
         found = read_small(self._backend.get(info_row(self.id)), RunInfo)
         if found is None:
@@ -176,7 +199,7 @@ class Run:
     def state(self) -> str:
         """The status, or ``"dead"`` for a run whose process is no more."""
         info = self.info
-        return "dead" if self._is_dead(info) else info.status
+        return "dead" if dead(info, self.store.clock()) else info.status
 
     @property
     def is_dead(self) -> bool:
@@ -185,10 +208,7 @@ class Run:
         On this machine the process is looked for; one of another machine has not given a sign of
         life for five minutes.
         """
-        return self._is_dead(self.info)
-
-    def _is_dead(self, info: RunInfo) -> bool:
-        return dead(info, self.store.clock())
+        return dead(self.info, self.store.clock())
 
     @property
     def is_finished(self) -> bool:
@@ -278,34 +298,45 @@ class Run:
         self._buffer.flush()
         if status in _TERMINAL:
             for namespace, (step, state, policy) in self._last.items():
-                kept = policy._replace(every=1)
-                steps.save(self._backend, self.id, step, state, namespace=namespace, policy=kept)
+                self._save(step, state, namespace=namespace, policy=policy)
             self._last = {}
+        if self._unwritten is not None:
+            self._unwritten = self._moved(self._unwritten, status, how, changes)
+        self._attempt(lambda: self._move(status, how, changes))
+        return self
+
+    def _move(self, status: str, how: str, changes: dict[str, Any]) -> None:
         row = info_row(self.id)
         while True:
-            item, info = self._backend.get(row), self.info
-            if item is None:
-                continue
-            allowed = status in _NEXT[info.status]
-            if how == "resume":
-                allowed = info.status in {"failed", "cancelled"} or self._is_dead(info)
-            if not allowed:
-                raise StatusError(
-                    f"run {self.id[:14]} is {info.status}, and does not become {status}: "
-                    f"{_advice(info.status, how)}"
-                )
-            made = msgspec.structs.replace(info, status=status, **changes)
-            batch = Batch({row: small(made)}, conditions={row: item.sequence})
-            if self._backend.apply(batch) is not None:
-                return self
+            item = self._backend.get(row)
+            made = self._moved(self.info, status, how, changes)
+            condition = {row: None if item is None else item.sequence}
+            if self._backend.apply(Batch({row: small(made)}, conditions=condition)) is not None:
+                return
+
+    def _moved(self, info: RunInfo, status: str, how: str, changes: dict[str, Any]) -> RunInfo:
+        """Return how it goes from here, if it may."""
+        allowed = status in _NEXT[info.status]
+        if how == "resume":
+            allowed = info.status in {"failed", "cancelled"} or dead(info, self.store.clock())
+        if not allowed:
+            raise StatusError(
+                f"run {self.id[:14]} is {info.status}, and does not become {status}: "
+                f"{_advice(info.status, how)}"
+            )
+        return msgspec.structs.replace(info, status=status, **changes)
 
     def __enter__(self) -> Self:
-        info = self.info
+        info = self._unwritten or self.store.attempt(lambda: self.info, None)
+        if info is None:  # its store has gone
+            info = self._unwritten = _new(self.store, self.id)
         if info.status == "pending":
             self.start()
-        token = within.set(Within(info.experiment, self.id))
-        self._tokens.append(token)
-        _pulse(self)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(within(inside_of(self.store, info.experiment, self.id)))
+            stack.enter_context(Pulse(weakref.WeakMethod(self.beat), _PULSE))
+            self._open.append(stack.pop_all())
+        tell_process(self.store)
         return self
 
     def __exit__(
@@ -314,10 +345,10 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        within.reset(self._tokens.pop())
-        _open.discard(self)
-        if self.info.status != "running":
-            return  # ended inside
+        self._open.pop().close()
+        info = self._unwritten or self.store.attempt(lambda: self.info, None)
+        if info is None or info.status != "running":
+            return  # ended inside, or its store has gone
         if error is None:
             self.complete()
         elif isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
@@ -327,12 +358,7 @@ class Run:
 
     def beat(self) -> None:
         """Give a sign of life."""
-        row = info_row(self.id)
-        item = self._backend.get(row)
-        info = read_small(item, RunInfo)
-        if item is not None and info is not None and info.status == "running":
-            made = msgspec.structs.replace(info, beat=self.store.clock())
-            self._backend.apply(Batch({row: small(made)}, conditions={row: item.sequence}))
+        self._attempt(lambda: beat(self.store, self.id))
 
     # What is said of it
 
@@ -354,14 +380,20 @@ class Run:
         return self._edit(lambda known: msgspec.structs.replace(known, **changes))
 
     def _edit(self, change: Callable[[Document], Document]) -> Run:
-        row = document_row(self.id)
-        while True:
-            item = self._backend.get(row)
-            made = change(read_small(item, Document) or Document())
-            made = checked(made)
-            conditions = {row: None if item is None else item.sequence}
-            if self._backend.apply(Batch({row: small(made)}, conditions=conditions)) is not None:
-                return self
+        checked(change(Document()))  # before anything is done
+
+        def edit() -> None:
+            row = document_row(self.id)
+            while True:
+                item = self._backend.get(row)
+                made = checked(change(read_small(item, Document) or Document()))
+                conditions = {row: None if item is None else item.sequence}
+                batch = Batch({row: small(made)}, conditions=conditions)
+                if self._backend.apply(batch) is not None:
+                    return
+
+        self._attempt(edit)
+        return self
 
     def log_param(self, name: str, value: Any) -> Run:
         """Note a parameter."""
@@ -376,10 +408,7 @@ class Run:
 
     def set_tags(self, tags: Mapping[str, str | None]) -> Run:
         """Set tags; None takes one away."""
-        if not isinstance(tags, Mapping) or not all(
-            isinstance(k, str) and isinstance(v, (str, type(None))) for k, v in tags.items()
-        ):
-            raise ArgumentError(f"tags map text to text or None, not {tags!r:.60}")
+        _check_tags(tags, none=True)
 
         def change(known: Document) -> Document:
             merged = {**known.tags, **tags}
@@ -390,12 +419,6 @@ class Run:
 
     def set_span(self, trace: str, span: str) -> Run:
         """Note the ids of a trace and a span, as OpenTelemetry writes them."""
-        if not re.fullmatch("[0-9a-f]{32}", str(trace)) or not re.fullmatch(
-            "[0-9a-f]{16}", str(span)
-        ):
-            raise ArgumentError(
-                f"a trace has 32 and a span 16 hexadecimal digits, not {trace!r:.40}, {span!r:.40}"
-            )
         return self._edit(lambda known: msgspec.structs.replace(known, span=(trace, span)))
 
     @property
@@ -425,8 +448,7 @@ class Run:
         -----
         Takes some microseconds: points are written by the thousand, and when the run ends.
         """
-        if type(name) is not str or not name or "\0" in name or len(name) > series.LONGEST_NAME:
-            raise ArgumentError(f"a series has a name of 1 to 200 characters, not {name!r:.60}")
+        series.check_name(name)
         try:
             number = float(value)
         except (TypeError, ValueError):
@@ -436,8 +458,9 @@ class Run:
         if step is None:
             step = self._next.get(name)
             if step is None:
-                known = self.metrics(name).steps
-                step = int(known[-1]) + 1 if len(known) else 0
+                nothing = np.empty(0, np.int64)
+                steps_before = self.store.attempt(lambda: self.metrics(name).steps, nothing)
+                step = int(steps_before[-1]) + 1 if len(steps_before) else 0
         elif not isinstance(step, (int, np.integer)) or not -(1 << 63) <= step < 1 << 63:
             raise ArgumentError(f"a step is a whole number, not {step!r:.60}")
         if step >= self._next.get(name, step):
@@ -451,6 +474,7 @@ class Run:
 
     def metrics(self, name: str) -> Series:
         """Return a series in the order of its steps; an empty one if there is none."""
+        series.check_name(name)
         self._buffer.flush()
         return series.read_series(self._backend, self.id, name)
 
@@ -560,24 +584,21 @@ class Run:
         Returns
         -------
         bool
-            Whether the policy has it written. If so, SIGKILL cannot undo it.
+            Whether it was written, as the policy has it. If so, SIGKILL cannot undo it.
         """
-        if step % max(1, policy.every) and active is None:
+        steps.check(step, namespace, policy)
+        if step % policy.every and active is None:
             if policy.on_exit:
                 self._last[namespace] = step, state, policy
             return False
         self._last.pop(namespace, None)
-        steps.save(
-            self._backend,
-            self.id,
-            step,
-            state,
-            active=active,
-            namespace=namespace,
-            policy=policy,
-            durability=Durability.POWER if durable else Durability.PROCESS,
+        durability = Durability.POWER if durable else Durability.PROCESS
+        return self._save(
+            step, state, active=active, namespace=namespace, policy=policy, durability=durability
         )
-        return True
+
+    def _save(self, step: int, state: Any, **options: Any) -> bool:
+        return self._attempt(lambda: steps.save(self._backend, self.id, step, state, **options))
 
     def load_state(self, step: int | None = None, *, namespace: str = "") -> State | None:
         """Return a state, by default that of the highest step; None if there is none."""
@@ -688,6 +709,23 @@ def _plain_value(value: Any, where: str) -> Any:
     return value
 
 
+def _check_tags(tags: Any, *, none: bool = False) -> None:
+    kinds = (str, type(None)) if none else (str,)
+    if not isinstance(tags, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, kinds) for name, value in tags.items()
+    ):
+        raise ArgumentError(f"tags map text to text{' or None' * none}, not {tags!r:.60}")
+
+
+def _is_span(given: Any) -> bool:
+    pair = isinstance(given, (tuple, list)) and len(given) == 2
+    lengths = (32, 16)
+    return pair and all(
+        re.fullmatch(f"[0-9a-f]{{{length}}}", str(part)) is not None
+        for part, length in zip(given, lengths, strict=True)
+    )
+
+
 def checked(document: Document) -> Document:
     """Return a document whose parts are of the right types.
 
@@ -700,37 +738,19 @@ def checked(document: Document) -> Document:
     extra = _plain(document.extra, "extra")
     recipe = document.recipe
     if recipe is not None:
-        if len(recipe) != 2 or not all(isinstance(part, str) and part for part in recipe):
+        pair = isinstance(recipe, (tuple, list)) and len(recipe) == 2
+        if not pair or not all(isinstance(part, str) and part for part in recipe):
             raise ArgumentError(f"recipe is a name and a version, not {recipe!r:.60}")
         recipe = (recipe[0], recipe[1])
+    _check_tags(document.tags)
+    if document.span is not None and not _is_span(document.span):
+        raise ArgumentError(
+            f"a trace has 32 and a span 16 hexadecimal digits, not {document.span!r:.80}"
+        )
     for name in ("name", "note", "log_uri"):
         if not isinstance(getattr(document, name), str):
             raise ArgumentError(f"{name} is text, not {getattr(document, name)!r:.60}")
     return msgspec.structs.replace(document, params=params, extra=extra, recipe=recipe)
-
-
-# Signs of life
-
-_open: weakref.WeakSet[Run] = weakref.WeakSet()
-_beating: list[threading.Thread] = []
-
-
-def _pulse(run: Run) -> None:
-    """Have a thread give signs of life for a run, as long as it is open."""
-    _open.add(run)
-    if not (_beating and _beating[0].is_alive()):
-        thread = threading.Thread(target=_beat, name="warmstart-pulse", daemon=True)
-        _beating[:] = [thread]
-        thread.start()
-    tell_process(run.store)
-
-
-def _beat() -> None:
-    while _open:
-        time.sleep(_PULSE)
-        for run in list(_open):
-            with contextlib.suppress(Exception):  # the store may be gone; the run goes on
-                run.beat()
 
 
 # Making and finding them
@@ -749,42 +769,58 @@ def create_run(
     what: str = "",
 ) -> Run:
     """Make a run; see `Store.run`."""
-    inside = within.get()
-    if parent is None and inside is not None:
-        parent = inside.run
-    above = None
-    if parent is not None:
-        above = get_run(store, parent.id if isinstance(parent, Run) else parent)
-    if experiment is None:
-        belongs = above.info.experiment if above is not None else None
-        belongs = belongs or find_or_create(store, "default").id
-    elif isinstance(experiment, Experiment):
-        belongs = get_experiment(store, experiment.id).id
-    elif isinstance(experiment, str) and re.fullmatch("[0-9a-f]{32}", experiment):
-        belongs = get_experiment(store, experiment).id
-    else:
-        belongs = find_or_create(store, experiment).id
-    now = store.clock()
-    info = RunInfo(
-        run=new_run_id(),
+    document = checked(
+        Document(
+            name=name,
+            params={} if params is None else params,  # type: ignore[arg-type]
+            tags={} if tags is None else tags,  # type: ignore[arg-type]
+            span=_current_span(),
+            recipe=recipe,
+        )
+    )
+    made = _new(store, new_run_id(), key=key, what=what)
+
+    def write() -> RunInfo:
+        inside = around(store)
+        name_above = parent.id if isinstance(parent, Run) else parent
+        if name_above is None and inside is not None:
+            name_above = inside.run
+        above = None if name_above is None else get_run(store, name_above)
+        info = msgspec.structs.replace(
+            made,
+            experiment=_belongs(store, experiment, above),
+            parent=None if above is None else above.id,
+        )
+        rows = {info_row(info.run): small(info), document_row(info.run): small(document)}
+        store.backend.apply(Batch(rows))
+        return info
+
+    written = store.attempt(write, None, writes=True)
+    return Run(store, made.run, unwritten=made if written is None else None)
+
+
+def _new(store: Store, run: str, *, key: str = "", what: str = "") -> RunInfo:
+    return RunInfo(
+        run=run,
         key=key,
         status="pending",
-        started=now,
-        experiment=belongs,
-        parent=above.id if above is not None else None,
+        started=store.clock(),
         what=what,
         process=host.process_id(),
         owner=host.owner(),
     )
-    document = checked(
-        Document(name=name, params=dict(params or {}), span=_current_span(), recipe=recipe)
-    )
-    rows = {info_row(info.run): small(info), document_row(info.run): small(document)}
-    store.backend.apply(Batch(rows))
-    made = Run(store, info.run)
-    if tags:
-        made.set_tags(tags)
-    return made
+
+
+def _belongs(store: Store, experiment: str | Experiment | None, above: Run | None) -> str:
+    """Return the id of the experiment of a new run."""
+    if experiment is None:
+        found = above.info.experiment if above is not None else None
+        return found or find_or_create(store, "default").id
+    if isinstance(experiment, Experiment):
+        return get_experiment(store, experiment.id).id
+    if isinstance(experiment, str) and not re.fullmatch("[0-9a-f]{32}", experiment):
+        return find_or_create(store, experiment).id
+    return get_experiment(store, experiment).id
 
 
 def _current_span() -> tuple[str, str] | None:

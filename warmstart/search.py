@@ -14,7 +14,7 @@ from warmstart.backends import Batch
 from warmstart.errors import ArgumentError
 from warmstart.experiment import Experiment, default, experiments, get_experiment
 from warmstart.rows import RunInfo, info_row, pages, read_small, small
-from warmstart.run import STATUSES, Document, Run, checked, dead, document_row
+from warmstart.run import STATUSES, Document, Run, checked, dead, document_row, get_run
 from warmstart.store import Store
 
 __all__ = ["Runs", "condition", "find_runs", "import_runs", "infos"]
@@ -136,6 +136,10 @@ def find_runs(
     limit: int | None = None,
 ) -> Runs:
     """Return the runs that meet all conditions, the newest first; see `Store.runs`."""
+    if not isinstance(where, (str, tuple, list)):
+        raise ArgumentError(f"where is a condition or a list of them, not {where!r:.60}")
+    if limit is not None and (not isinstance(limit, int) or limit < 0):
+        raise ArgumentError(f"limit is a number from 0 up or None, not {limit!r:.60}")
     single = isinstance(where, str) or (isinstance(where, tuple) and len(where) == 3)
     given = [where] if single and where and isinstance(where[0], str) else where
     conditions = [_check_condition(one) for one in given]
@@ -145,7 +149,7 @@ def find_runs(
     if experiment is not None:
         known = experiment.id if isinstance(experiment, Experiment) else experiment
         wanted = get_experiment(store, known).id
-    above = parent.id if isinstance(parent, Run) else parent
+    above = parent.id if isinstance(parent, Run) else parent and get_run(store, parent).id
     names = {one.id: one.name for one in experiments(store)} if conditions else {}
     now = store.clock()
     found: list[Run] = []

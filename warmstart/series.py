@@ -6,6 +6,9 @@ a step that comes twice is kept twice.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
 import secrets
 import threading
 import time
@@ -16,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from warmstart.backends import Backend, Item
-from warmstart.errors import CodecError, RecordError
+from warmstart.errors import ArgumentError, CodecError, RecordError
 from warmstart.journal import dumps, loads
 from warmstart.record import seal, unseal
 from warmstart.rows import pages
 
-__all__ = ["Buffer", "Series", "names", "piece", "prefix", "read_series"]
+__all__ = ["Buffer", "Series", "check_name", "names", "piece", "prefix", "read_series"]
 
 _MOST = 4096
 """Points that wait in memory at most."""
@@ -51,6 +54,14 @@ class Series(NamedTuple):
     def latest(self) -> float | None:
         """The value at the highest step, the last logged of several; None if there is none."""
         return float(self.values[-1]) if len(self.values) else None
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no name of a series."""
+    if type(name) is not str or not name or "\0" in name or len(name) > LONGEST_NAME:
+        raise ArgumentError(
+            f"a series has a name of 1 to {LONGEST_NAME} characters, not {name!r:.60}"
+        )
 
 
 def prefix(run: str, name: str = "") -> bytes:
@@ -131,14 +142,22 @@ class Buffer:
             self._count += 1
             if self._count == 1:
                 self._due = at + _SECONDS
+            _unwritten.add(self)
             full = self._count >= _MOST or not self._due - _SECONDS <= at < self._due
         if full:
             self.flush()
+
+    def drop(self) -> None:
+        """Forget what waits."""
+        self._lock = threading.Lock()  # another thread of the parent may have held it
+        self._points, self._count = {}, 0
+        _unwritten.discard(self)
 
     def flush(self) -> None:
         """Write what waits."""
         with self._lock:
             points, self._points, self._count = self._points, {}, 0
+            _unwritten.discard(self)
         rows = {}
         for name, listed in points.items():
             columns = zip(*listed, strict=True)
@@ -149,3 +168,23 @@ class Buffer:
             rows[key] = value
         if rows:
             self._write(rows)
+
+
+_unwritten: set[Buffer] = set()
+"""Those with points that are not written yet, however long their runs are kept."""
+
+
+@atexit.register
+def _write_all() -> None:
+    for buffer in list(_unwritten):
+        with contextlib.suppress(Exception):  # at exit there is nobody left to tell
+            buffer.flush()
+
+
+def _leave_to_parent() -> None:
+    """Drop, in a forked child, the points that its parent is going to write."""
+    for buffer in list(_unwritten):
+        buffer.drop()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)

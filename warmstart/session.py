@@ -8,20 +8,23 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import msgspec
 import numpy as np
 
 from warmstart import host
 from warmstart.backends import Batch
 from warmstart.errors import ArgumentError
 from warmstart.fingerprint import Fingerprint, FitSpec, Level, environment
+from warmstart.pulse import Pulse
 from warmstart.record import Entry, EntryKind, Start, encode_record
-from warmstart.rows import RunInfo, small
+from warmstart.rows import RunInfo, info_row, read_small, small
 from warmstart.store import Store
 
 __all__ = [
@@ -29,6 +32,10 @@ __all__ = [
     "LoadedEntry",
     "Session",
     "Within",
+    "around",
+    "beat",
+    "here",
+    "inside_of",
     "new_run_id",
     "process_row",
     "tell_process",
@@ -37,13 +44,58 @@ __all__ = [
 
 
 class Within(NamedTuple):
-    """The run inside which others are made, and its experiment."""
+    """The run inside which others are made, its experiment, and the store that has them."""
 
     experiment: str | None
     run: str
+    place: str
 
 
-within: ContextVar[Within | None] = ContextVar("within", default=None)
+_within: ContextVar[Within | None] = ContextVar("within", default=None)
+_BEAT = 30.0
+"""Seconds between two signs of life of a run."""
+
+
+def _place_of(store: Store) -> str:
+    """Return what tells a store from others, those in memory too."""
+    return store.address if store.address != ":memory:" else f":memory: {id(store)}"
+
+
+def around(store: Store) -> Within | None:
+    """Return the run inside which another one of a store is made."""
+    found = _within.get()
+    return found if found is not None and found.place == _place_of(store) else None
+
+
+def inside_of(store: Store, experiment: str | None, run: str) -> Within:
+    """Return what `within` takes for a run of a store."""
+    return Within(experiment, run, _place_of(store))
+
+
+def here() -> Within | None:
+    """Return the run inside which others are made here, of whatever store."""
+    return _within.get()
+
+
+@contextlib.contextmanager
+def within(run: Within | None) -> Iterator[None]:
+    """Make the runs of a block parts of one."""
+    token = _within.set(run)
+    try:
+        yield
+    finally:
+        _within.reset(token)
+
+
+def beat(store: Store, run: str) -> None:
+    """Give a sign of life for a run of this process, as long as it is running."""
+    item = store.backend.get(info_row(run))
+    info = read_small(item, RunInfo)
+    if item is None or info is None or info.status != "running" or info.owner != host.owner():
+        return
+    made = msgspec.structs.replace(info, beat=store.clock())
+    condition: dict[bytes, int | None] = {item.key: item.sequence}
+    store.backend.apply(Batch({item.key: small(made)}, conditions=condition))
 
 
 class LoadSource(enum.Enum):
@@ -161,7 +213,8 @@ class Session:
         self._clock = clock
         self._lock = threading.Lock()
         self._preloaded: LoadedEntry | None = None
-        self._within = within.get()
+        self._around = around(store)
+        self._pulse: Pulse | None = None
         self.facts: dict[str, Any] = {}
         """More of the fields of `RunInfo`, for whoever drives the optimizer to fill in."""
         self._started = time.time()
@@ -354,10 +407,22 @@ class Session:
             writes=True,
         )
         self._written = self._written or written
+        if first and written and kind is EntryKind.CHECKPOINT:
+            self._pulse = Pulse(weakref.WeakMethod(self._beat), _BEAT).start()
+        elif kind is EntryKind.FINAL and written:
+            self._stop_pulse()
         return written
 
+    def _beat(self) -> None:
+        beat(self.store, self.run_id)
+
+    def _stop_pulse(self) -> None:
+        pulse, self._pulse = self._pulse, None
+        if pulse is not None:
+            pulse.stop()
+
     def _info(self, status: str, error: str | None = None) -> RunInfo:
-        now, inside = self.store.clock(), self._within
+        now, inside = self.store.clock(), self._around
         tell_process(self.store)
         return RunInfo(
             run=self.run_id,
@@ -381,6 +446,7 @@ class Session:
     def _mark(self, status: str, error: str | None = None) -> None:
         if self._final:
             return
+        self._stop_pulse()
         info = self._info(status, error and error[:500])
         self.store.attempt(lambda: self.store.set_run_info(info), None, writes=True)
 
@@ -418,7 +484,8 @@ def tell_process(store: Store) -> threading.Thread | None:
 
     def tell() -> None:
         with contextlib.suppress(Exception):  # nothing to fail for
-            store.backend.apply(Batch({process_row(process): small(host.describe())}))
+            told = host.describe() | {"told": store.clock()}
+            store.backend.apply(Batch({process_row(process): small(told)}))
 
     thread = threading.Thread(target=tell, name="warmstart-host", daemon=True)
     store.told = process, thread

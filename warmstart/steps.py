@@ -13,7 +13,7 @@ from warmstart.errors import ArgumentError, CodecError
 from warmstart.journal import dumps, loads
 from warmstart.rows import pages, read_small, small
 
-__all__ = ["Policy", "State", "delete", "load", "save", "steps"]
+__all__ = ["Policy", "State", "check", "delete", "load", "save", "steps"]
 
 _LONGEST = 200
 _HIGHEST = (1 << 63) - 1
@@ -68,6 +68,16 @@ class Policy(NamedTuple):
         # A step lives four times as long as the power of two that divides it.
         newest = kept[-1]
         return [step for step in old if step and newest - step > 4 * (step & -step)]
+
+
+def check(step: int, namespace: str, policy: Policy) -> None:
+    """Refuse what names no step, no namespace or no policy."""
+    _row("", namespace, step)
+    if not isinstance(policy, Policy):
+        raise ArgumentError(f"policy is a Policy, not {type(policy).__name__}")
+    numbers = policy.every, 1 if policy.last is None else policy.last
+    if not all(isinstance(number, int) and number >= 1 for number in numbers):
+        raise ArgumentError(f"every and last are numbers from 1 up, not {policy!r:.80}")
 
 
 def _prefix(run: str, namespace: str) -> bytes:

@@ -35,6 +35,7 @@ from warmstart.errors import (
     KeyLookupError,
     RecordError,
     RecordVersionError,
+    StatusError,
     StoreFullError,
     WarmstartWarning,
 )
@@ -914,9 +915,10 @@ class Store:
         for groups, evaluations, seconds in fits:
             for group in groups:
                 costs.setdefault(group, Cost()).add(evaluations, seconds)
-        merge_costs(self.backend, costs)
-        if saved.hits:
-            merge_saved(self.backend, int(self.clock() // 86_400), saved)
+        with contextlib.suppress(Exception):  # what is learned is worth no fit
+            merge_costs(self.backend, costs)
+            if saved.hits:
+                merge_saved(self.backend, int(self.clock() // 86_400), saved)
         stamps = {stamp_row(key): small(at) for key, at in used.items()}
         self.backend.apply(Batch(stamps))
         for row, sequence in damaged.items():
@@ -947,7 +949,7 @@ class Store:
 
         Raises
         ------
-        ArgumentError, CodecError
+        ArgumentError, CodecError, KeyLookupError, StatusError
             A wrong argument is the caller's, not the store's.
         StoreError
             If the store is `strict`.
@@ -956,7 +958,7 @@ class Store:
             return otherwise
         try:
             return operation()
-        except (ArgumentError, CodecError):
+        except (ArgumentError, CodecError, KeyLookupError, StatusError):
             raise
         except Exception as error:
             if self.strict:

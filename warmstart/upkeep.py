@@ -266,11 +266,11 @@ def _delete_orphans(backend: Backend, now: float, ttl: float | None) -> None:
     left = [item for letter in _LEFT for item in pages(backend, letter, head=1)]
     left += list(pages(backend, b"d", head=1))
     lost = [item for item in left if item.key[1:17] not in runs]
-    # A process tells what it is before its first run ends.
     orphans += [
         item
-        for item in pages(backend, b"h", head=1)
-        if item.key[1:].hex() not in processes and len(processes) > 1
+        for item in pages(backend, b"h", head=None)
+        if item.key[1:].hex() not in processes
+        and (read_small(item, dict) or {}).get("told", 0.0) < now - _ORPHAN_AGE
     ]
     orphans += [
         item

@@ -36,6 +36,7 @@ from blake3 import blake3
 
 from warmstart.backends import Batch, Durability, Item, check
 from warmstart.errors import ArgumentError, StoreError, StoreFullError
+from warmstart.pulse import Pulse
 
 __all__ = ["DirectoryBackend"]
 
@@ -369,25 +370,16 @@ class DirectoryBackend:
             if got or (timeout >= 0.0 and time.monotonic() >= deadline):
                 break
             time.sleep(0.02)
-        ended, owner = threading.Event(), os.getpid()
-
-        def renew() -> None:
-            while not ended.wait(_LEASE / 4.0) and os.getpid() == owner:
-                with contextlib.suppress(OSError):
-                    os.utime(mine)
-
-        keeper = threading.Thread(target=renew, name="warmstart-lock", daemon=True)
-        if got:
-            keeper.start()
         try:
-            yield got
+            if got:  # the lock and this file are one: it is renewed by a touch
+                with Pulse(lambda: os.utime(mine), _LEASE / 4.0):
+                    yield True
+            else:
+                yield False
         finally:
-            ended.set()
-            if got:
-                keeper.join()
-                with contextlib.suppress(OSError):
-                    if path.samefile(mine):
-                        path.unlink()
+            with contextlib.suppress(OSError):
+                if got and path.samefile(mine):
+                    path.unlink()
             mine.unlink(missing_ok=True)
 
     def _break_stale(self, path: Path, mine: Path) -> None:

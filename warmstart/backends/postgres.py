@@ -106,7 +106,7 @@ class PostgresBackend:
             import psycopg  # noqa: PLC0415 (optional)
         except ImportError:
             raise ArgumentError(
-                "postgresql:// needs psycopg: pip install 'warmstart[postgres]'"
+                "postgresql:// needs psycopg: pip install 'psycopg[binary]'"
             ) from None
         self._psycopg = psycopg
         parts = urlsplit(url)

@@ -9,7 +9,6 @@ again and happens once. All keys of a store have one hash tag, and live in one s
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import threading
 import time
@@ -22,6 +21,7 @@ import msgspec
 
 from warmstart.backends import Batch, Durability, Item, check
 from warmstart.errors import ArgumentError, StoreError, StoreFullError, WarmstartWarning
+from warmstart.pulse import Pulse
 
 __all__ = ["RedisBackend"]
 
@@ -108,7 +108,7 @@ class RedisBackend:
         try:
             import redis  # noqa: PLC0415 (optional)
         except ImportError:
-            raise ArgumentError("redis:// needs redis-py: pip install 'warmstart[redis]'") from None
+            raise ArgumentError("redis:// needs redis-py: pip install redis") from None
         self._redis = redis
         parts = urlsplit(url)
         query = dict(parse_qsl(parts.query))
@@ -277,25 +277,19 @@ class RedisBackend:
             if got or (timeout >= 0.0 and time.monotonic() >= deadline):
                 break
             time.sleep(0.05)
-        ended = threading.Event()
-        owner = os.getpid()
+        if not got:
+            yield False
+            return
 
         def renew() -> None:
-            while not ended.wait(_LEASE / 3000.0) and os.getpid() == owner:
-                with contextlib.suppress(StoreError):  # it is tried again
-                    self._do(lambda: self._renew(keys=[key], args=[token, _LEASE]))
+            self._do(lambda: self._renew(keys=[key], args=[token, _LEASE]))
 
-        keeper = threading.Thread(target=renew, name="warmstart-lock", daemon=True)
-        if got:
-            keeper.start()
         try:
-            yield got
+            with Pulse(renew, _LEASE / 3000.0):
+                yield True
         finally:
-            ended.set()
-            if got:
-                keeper.join()
-                with contextlib.suppress(StoreError):  # it runs out by itself
-                    self._do(lambda: self._release(keys=[key], args=[token]))
+            with contextlib.suppress(StoreError):  # it runs out by itself
+                self._do(lambda: self._release(keys=[key], args=[token]))
 
     def flush(self) -> None:
         """Return when the server has written its append-only file (7.2 and later)."""
