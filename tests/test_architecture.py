@@ -39,7 +39,7 @@ FLOORS = [
     ["record", "journal"],
     ["rows", "replay"],
     ["nearby", "learned", "series", "artifacts", "steps", "carrying"],
-    ["upkeep", "bundle"],
+    ["upkeep", "bundle", "history"],
     ["store"],
     ["session", "warm", "flight", "copying"],
     ["experiment"],
