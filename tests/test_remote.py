@@ -259,12 +259,26 @@ class TestJournals:
         backend.apply(Batch(rows))
         Carrier(backend, fit).fetch(shelf)
         found = {path.name: path.read_bytes() for path in tmp_path.rglob("*.journal")}
-        assert found == {"a-b.journal": b"x" * 100, "c-d.journal": b""} or found == {
-            "a-b.journal": b"x" * 100
-        }
+        assert found == {"a-b.journal": b"x" * 100}
         assert shelf.find(fit, fit).journal is None  # it is no journal: deleted
         Carrier(backend, fit).forget()
         assert backend.scan(b"j") == []
+
+    def test_one_in_use_stays(self, tmp_path):
+        """A longer journal from elsewhere does not replace one that somebody is writing to."""
+        from warmstart.fingerprint import Fingerprint
+        from warmstart.journal import Shelf
+
+        fit = Fingerprint(bytes(32))
+        shelf = Shelf(tmp_path / "journals", budget=1 << 20, ttl=None)
+        journal = shelf.create(fit, fit, "0" * 32, b"short")
+        name = journal.path.name
+        assert not shelf.replace(fit, name, b"a longer one")
+        assert journal.path.read_bytes() == b"short"
+        journal.close()
+        assert shelf.replace(fit, name, b"a longer one")
+        assert not shelf.replace(fit, name, b"a longer")
+        assert [path.read_bytes() for path in tmp_path.rglob("*.*")] == [b"a longer one"]
 
 
 class TestCopies:

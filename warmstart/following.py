@@ -318,7 +318,10 @@ class Follower:
             simplex = self._simplex(options.get("initial_simplex"), x)
             return {"options": options | {"initial_simplex": simplex}}
         if self._method == "powell" and (directions := plan.spread()) is not None:
-            return {"options": {"direc": directions} | options}
+            # Powell's directions may become dependent: along them not all of the space is found.
+            if directions.shape == (x.size, x.size) and np.linalg.matrix_rank(directions) == x.size:
+                return {"options": {"direc": directions} | options}
+            return {}
         if self._method == "trust-constr":
             return {"options": _NARROW | options}
         return {}

@@ -25,6 +25,8 @@ import fcntl
 import functools
 import mmap
 import os
+import re
+import secrets
 import struct
 import threading
 import time
@@ -659,6 +661,33 @@ class Shelf:
             journal.close(delete=True)
             raise
         return journal
+
+    def replace(self, fit: Fingerprint, name: str, content: bytes) -> bool:
+        """Put a journal that came from elsewhere in place of a shorter one; whether it was.
+
+        Not while somebody is writing to that, and not under a name that was not made here.
+        """
+        path = self.folder / str(fit) / name
+        if not re.fullmatch(r"[0-9a-f]+-[0-9a-f]+\.journal", name) or _size(path) >= len(content):
+            return False
+        for _ in range(_ATTEMPTS):  # a sweep may take the empty folder away in between
+            with contextlib.suppress(FileExistsError):
+                path.parent.mkdir(mode=0o700, parents=True)
+            journal = self._open(path, os.O_RDWR | os.O_CREAT)
+            if journal is not None:
+                break
+        else:
+            return False
+        try:
+            # Under another name first: a torn one would hide what the shorter one has.
+            scratch = path.with_suffix(f".{secrets.token_hex(8)}")
+            descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            scratch.replace(path)
+        finally:
+            journal.close()
+        return True
 
     def _open(self, path: Path, flags: int) -> Journal | None:
         name = str(path)

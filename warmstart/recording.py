@@ -740,7 +740,7 @@ class Recorder:
             return  # another thread is at it
         try:
             now = time.perf_counter()
-            if self.items:
+            if self.items or self.ranked:
                 self._absorb()
             if self._waiting and self._is_time(now):
                 self._write(now)
@@ -781,6 +781,10 @@ class Recorder:
         except (TypeError, ValueError):  # whatever the function returns, scipy will say
             return
         if values.ndim == 1 and len(values) == len(raws):
+            self._note_curve(values, raws)
+
+    def _note_curve(self, values: NDArray[np.float64], raws: list[bytes]) -> None:
+        with contextlib.suppress(Exception):  # a curve is worth no fit
             self.trace.add(values, raws, time.perf_counter() - self.started)
 
     def _forget_ranked(self) -> None:
@@ -798,7 +802,7 @@ class Recorder:
                 functions[place].rank(raws[place], values[place])
                 self._forget_ranked()
             self.evaluations += len(raws)
-            self.trace.add(numbers, raws, time.perf_counter() - self.started)
+            self._note_curve(numbers, raws)
             return
         for function, raw, value in zip(functions, raws, values, strict=True):
             if type(function) is bytes:
@@ -971,7 +975,7 @@ class Recorder:
         """Return the rows that tell how the fit converged; none for one of some milliseconds."""
         if time.perf_counter() - self.started < _TRACED:
             return {}
-        with self._lock:
+        with self._lock, contextlib.suppress(Exception):  # a curve is worth no fit
             self._absorb()
             found, began = self.trace.series(), time.time() + self.started - time.perf_counter()
             run = self._session.run_id
@@ -979,6 +983,7 @@ class Recorder:
                 piece(run, name, steps, values, began + self.trace.seconds(steps))
                 for name, (steps, values) in found.items()
             )
+        return {}
 
     def finish(self, *, completed: bool, keep: bool) -> None:
         """Write what is pending, and let go of the journal.

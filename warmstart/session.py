@@ -38,6 +38,7 @@ __all__ = [
     "inside_of",
     "new_run_id",
     "process_row",
+    "run_info",
     "tell_process",
     "within",
 ]
@@ -422,20 +423,14 @@ class Session:
             pulse.stop()
 
     def _info(self, status: str, error: str | None = None) -> RunInfo:
-        now, inside = self.store.clock(), self._around
-        tell_process(self.store)
-        return RunInfo(
-            run=self.run_id,
+        return run_info(
+            self.store,
+            self.run_id,
+            status,
+            inside=self._around,
             key=str(self.key),
-            status=status,
             started=self._started,
-            ended=None if status == "running" else now,
             error=error,
-            experiment=None if inside is None else inside.experiment,
-            parent=None if inside is None else inside.run,
-            process=host.process_id(),
-            owner=host.owner(),
-            beat=now if status == "running" else None,
             source=self.start.source,
             level=self.start.level,
             start_run=self.start.run,
@@ -469,6 +464,25 @@ def _number(objective: float | None) -> float | None:
             f"objective is a number or None, not {type(objective).__name__}"
         ) from error
     return value if math.isfinite(value) else None
+
+
+def run_info(
+    store: Store, run: str, status: str, *, inside: Within | None = None, **facts: Any
+) -> RunInfo:
+    """Return how a run of this process stands now, a part of the run `inside` which it is made."""
+    now, inside = store.clock(), inside or around(store)
+    tell_process(store)
+    return RunInfo(
+        run=run,
+        status=status,
+        ended=None if status == "running" else now,
+        experiment=None if inside is None else inside.experiment,
+        parent=None if inside is None else inside.run,
+        process=host.process_id(),
+        owner=host.owner(),
+        beat=now if status == "running" else None,
+        **{"key": "", **facts},
+    )
 
 
 def process_row(process: str) -> bytes:

@@ -37,8 +37,8 @@ _FILL = 0.9
 _ORPHAN_AGE = 86_400.0
 """Seconds for which the row of a run without entries is kept: it may still write one."""
 _BATCH = 2000
-_LEFT = (b"m", b"i", b"c")
-"""Rows that runs leave besides entries: series, states, artifacts."""
+_LEFT = {b"m": 1, b"i": 1, b"c": None}
+"""Rows that runs leave besides entries (series, states, artifacts), and the bytes to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,18 +167,25 @@ def sweep(
             else:
                 live.append(slot)
     _delete(backend, doomed, gone)
+    if backend.size() > budget:  # what runs have left besides entries has half of it
+        _shorten_runs(backend, budget, spared=budget // 2)
     if backend.size() > budget:
         live.sort(key=lambda s: (s.key in stamps, stamps.get(s.key, 0.0), s.item.sequence))
         _make_room(backend, [slot.item for slot in live], budget, gone)
     _delete_orphans(backend, now, ttl)
-    if backend.size() > budget:  # what runs have left besides entries, the oldest first
-        _shorten_runs(backend, budget)
+    if backend.size() > budget:
+        _shorten_runs(backend, budget, spared=0)
     return gone
 
 
-def _shorten_runs(backend: Backend, budget: int) -> None:
-    """Delete what runs have left besides entries, the oldest first, until there is room."""
+def _shorten_runs(backend: Backend, budget: int, *, spared: int) -> None:
+    """Delete what runs have left besides entries, the oldest first, until there is room.
+
+    The newest of it, of so many bytes as are spared, stays.
+    """
     victims = _left_by_runs(backend)
+    newest = np.cumsum([_occupied(item) for item in victims])
+    del victims[: int(np.searchsorted(newest, spared, side="right"))]
     backend.flush()
     while victims and (excess := backend.size() - int(_FILL * budget)) > 0:
         while victims and excess > 0:
@@ -192,20 +199,35 @@ def _shorten_runs(backend: Backend, budget: int) -> None:
         backend.flush()  # only what has reached the durable part shows in its size
 
 
+def _occupied(item: Item) -> int:
+    """Return the bytes that go with a row."""
+    made = read_small(item, artifacts.Artifact) if item.key[:1] == b"c" else None
+    return _cost(item.size) + (0 if made is None else _cost(made.size))
+
+
 def _left_by_runs(backend: Backend) -> list[Item]:
-    """Return the series, states and artifacts of all runs that are not running, oldest last."""
-    running = set()
+    """Return all that runs which are not running have left besides entries, the oldest last.
+
+    What tells of a run goes after all else that it has left, and not while it has an entry.
+    """
+    kept = {item.key[33:49] for item in pages(backend, b"e", head=1)}
+    running, ended = set(), []
     for item in pages(backend, info_row(""), head=None):
         info = read_small(item, RunInfo)
         if info is not None and info.status == "running":
             running.add(item.key[1:])
-    found = [
-        item
-        for letter in _LEFT
-        for item in pages(backend, letter, head=1)
+        else:
+            ended.append(item)
+    found = [item for letter, head in _LEFT.items() for item in pages(backend, letter, head=head)]
+    found += [item for item in (*pages(backend, b"d", head=1), *ended) if item.key[1:] not in kept]
+    aged = [
+        (_started(item.key[1:17]), "rd".find(chr(item.key[0])), item)
+        for item in found
         if item.key[1:17] not in running
     ]
-    return sorted(found, key=lambda item: item.key[1:17], reverse=True)
+    aged += [(written_at(item.value), -1, item) for item in pages(backend, b"j", head=8)]
+    aged.sort(key=lambda one: one[:2], reverse=True)
+    return [item for *_, item in aged]
 
 
 def _make_room(backend: Backend, victims: list[Item], budget: int, gone: Counter[str]) -> None:

@@ -36,7 +36,7 @@ from warmstart.recent import Recent, signature
 from warmstart.record import Entry, EntryKind, Start
 from warmstart.recording import Changed, Recorder, Stopped, current
 from warmstart.rewarn import overhear, rewarn
-from warmstart.session import LoadedEntry, LoadSource, Session
+from warmstart.session import LoadedEntry, LoadSource, Session, new_run_id, run_info
 from warmstart.starts import plan_of
 from warmstart.store import Store
 from warmstart.surfaces import Surface
@@ -239,13 +239,33 @@ _recent = Recent()
 
 
 def _unkeyed(call: _Call, why: str) -> Any:
-    """Let scipy do a fit that has no key."""
-    token = current.set(_OFF)
+    """Let scipy do a fit that has no key; that it was done is remembered."""
+    store, run, began = store_of(call.options), new_run_id(), time.perf_counter()
+    token, status, error, result = current.set(_OFF), "failed", None, None
     try:
         result = call.surface.scipy(*call.args, **call.kwargs)
+        status = "completed"
+    except BaseException as raised:
+        status = "failed" if isinstance(raised, Exception) else "cancelled"
+        error = f"{type(raised).__name__}: {raised}"[:500]
+        raise
     finally:
         current.reset(token)
-    return _with_report(result, FitReport(source="off", why=why))
+        seconds = time.perf_counter() - began
+        if not call.surface.quick or seconds >= _QUICK:
+            info = run_info(
+                store,
+                run,
+                status,
+                error=error,
+                started=store.clock() - seconds,
+                what=_what(call),
+                evaluations=_count(result) or 0,
+                seconds=seconds,
+                objective=_objective_of(result),
+            )
+            store.attempt(lambda: store.set_run_info(info), None, writes=True)
+    return _with_report(result, FitReport(source="off", run=run, why=why))
 
 
 _OFF: Any = types.SimpleNamespace(replay=None, fresh=False)
@@ -462,7 +482,7 @@ class _Run:
         token, result, heard = current.set(recorder), None, None
         partial: str | None = None
         anew: _Anew | None = None
-        session.facts["what"] = self._what()
+        session.facts["what"] = _what(call)
         if call.options.progress:
             backend, groups = store.backend, self._groups()
             recorder.expect(store.attempt(lambda: learned.predict(backend, groups), None))
@@ -578,7 +598,8 @@ class _Run:
                 kept, why = False, f"the result could not be kept: {error}"
         if not kept:
             why = why or "the result could not be kept"
-        if call.options.required and (missing := self._why_not()) is not None:
+        missing = self._near.given_up if self._near is not None else None
+        if call.options.required and missing is not None:
             raise NearError(
                 f"{missing}; Warm(required=True) asks for a near start. The result is remembered: "
                 "the same call returns it"
@@ -590,15 +611,6 @@ class _Run:
         method = self._call.bound.get("method", "")
         method = method if isinstance(method, str) else ""
         return learned.path(self._call.surface.name, method, self._spec.part("model").digest)
-
-    def _what(self) -> str:
-        """Return what is called, and by which method, for people."""
-        bound, surface = self._call.bound, self._call.surface
-        function = bound.get(surface.function or "")
-        name = getattr(function, "__name__", type(function).__name__) if function else ""
-        method = bound.get("method", "")
-        words = (surface.name, method if isinstance(method, str) else "", name.strip("<>"))
-        return " ".join(filter(None, words))
 
     def _partial(self, recorder: Recorder, message: str) -> Any:
         """Return the best point of a fit that was ended, in the shape of its function."""
@@ -629,12 +641,9 @@ class _Run:
             replay_seconds=recorder.replay_seconds if recorder.answered else 0.0,
             probes=recorder.probes,
             near=near.report() if near is not None else None,
-            why="; ".join(filter(None, (beginning.why, self._why_not(), why))) or None,
+            why="; ".join(filter(None, (beginning.why, near.why if near else None, why))) or None,
             dropped=session.dropped,
         )  # fmt: skip
-
-    def _why_not(self) -> str | None:
-        return self._near.why if self._near is not None else None
 
 
 class _Anew(Exception):  # noqa: N818 (not an error: the fit begins anew)
@@ -646,6 +655,16 @@ class _Anew(Exception):  # noqa: N818 (not an error: the fit begins anew)
 
 
 _PARTS = ("model", "data", "hyper", "settings")
+
+
+def _what(call: _Call) -> str:
+    """Return what is called, and by which method, for people."""
+    bound, surface = call.bound, call.surface
+    function = bound.get(surface.function or "")
+    name = getattr(function, "__name__", type(function).__name__) if function else ""
+    method = bound.get("method", "")
+    words = (surface.name, method if isinstance(method, str) else "", name.strip("<>"))
+    return " ".join(filter(None, words))
 
 
 def _x_of(payload: dict[str, Any]) -> Any:
@@ -668,11 +687,18 @@ def _note_quick(call: _Call) -> None:
 
 def _objective(result: Any, recorder: Recorder) -> float | None:
     """Return the objective at the result, in the same unit as that of the checkpoints."""
+    value = _objective_of(result)
+    if value is not None:
+        return value
+    return recorder.best if np.isfinite(recorder.best) else None
+
+
+def _objective_of(result: Any) -> float | None:
     if isinstance(result, OptimizeResult):
         value = result.get("cost", result.get("fun"))
         if value is not None and np.size(value) == 1:
             return float(np.real(np.ravel(value)[0]))
-    return recorder.best if np.isfinite(recorder.best) else None
+    return None
 
 
 def _count(result: Any) -> int | None:

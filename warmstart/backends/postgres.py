@@ -119,7 +119,7 @@ class PostgresBackend:
         host = parts.hostname or query.get("host", "")
         shown = f"{host}:{parts.port}" if parts.port else host
         self._shown = f"postgresql://{shown}{parts.path}?store={name}"
-        self._read_only = read_only
+        self._read_only, self._found = read_only, False
         self._ready = False
         self._gate = threading.Lock()
         self._idle: list[Any] = []
@@ -218,9 +218,10 @@ class PostgresBackend:
 
     def _missing(self) -> bool:
         """Whether a store that is only read was never made."""
-        return self._read_only and not self._rows(
-            "SELECT 1 WHERE to_regclass(%s) IS NOT NULL", (self._table,)
-        )
+        if self._read_only and not self._found:
+            text = "SELECT 1 WHERE to_regclass(%s) IS NOT NULL"
+            self._found = bool(self._rows(text, (self._table,)))
+        return self._read_only and not self._found
 
     def get(self, key: bytes) -> Item | None:
         """Return the pair at `key`, or None. One round trip."""
