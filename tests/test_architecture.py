@@ -22,7 +22,7 @@ FLOORS = [
     ["errors"],
     [
         *("arrays", "code", "backends", "machine", "progress", "continuation", "randomness"),
-        *("sketch", "curvature", "host", "trace", "report", "pulse"),
+        *("sketch", "curvature", "host", "trace", "report", "pulse", "forks"),
     ],
     [
         "html",
@@ -40,6 +40,7 @@ FLOORS = [
     ["rows", "replay"],
     ["nearby", "learned", "series", "artifacts", "steps", "carrying"],
     ["upkeep", "bundle", "history"],
+    ["tier"],
     ["store"],
     ["session", "warm", "flight", "copying"],
     ["experiment"],

@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -385,6 +386,16 @@ class TestTrouble:
         assert all(result.success for result in found)
         assert len(told) == 1
         assert "is not used for now, fits go on without it" in told[0]
+
+    def test_many_openers(self, postgres_url):
+        """Threads that all make the tables of a new store do not lock each other."""
+        for _ in range(5):
+            backend = PostgresBackend(fresh(postgres_url))
+            with ThreadPoolExecutor(8) as pool:
+                made = list(pool.map(lambda i: backend.apply(Batch({b"x%d" % i: b"1"})), range(8)))
+            assert sorted(made) == list(range(1, 9))
+            backend.clear()
+            backend.close()
 
     def test_passwords(self, redis_url):
         """A wrong one is told; neither appears in a message."""

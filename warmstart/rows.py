@@ -14,6 +14,7 @@ All rows are keyed by bytes so that one prefix is one question:
 ``k`` key                      what the key means (`SpecSummary`), to explain it
 ``m`` run name NUL time        a piece of a series
 ``p`` key                      pinned: never evicted, never expires
+``q`` run                      what is still to be sent, see `warmstart.tier`
 ``r`` run (16)                 how the run went (`RunInfo`)
 ``s``                          when the store was last swept
 ``t`` day                      what hits have saved (`Saved`)

@@ -267,7 +267,9 @@ class Session:
         with self._lock:
             if self._preloaded is not None:
                 return self._preloaded
-        entry = self.store.attempt(lambda: self.store.best(self.key, producer=self.producer), None)
+        entry = self.store.attempt(
+            lambda: self.store.best(self.key, producer=self.producer), None, local=True
+        )
         return None if entry is None else LoadedEntry(entry, LoadSource.EXACT, Level.EXACT, 0.0)
 
     def try_load(self) -> LoadedEntry | None:
@@ -406,6 +408,7 @@ class Session:
             lambda: self.store.write(entry, record, summary=summary, info=info, rows=rows),
             otherwise=False,
             writes=True,
+            local=True,
         )
         self._written = self._written or written
         if first and written and kind is EntryKind.CHECKPOINT:
@@ -443,7 +446,7 @@ class Session:
             return
         self._stop_pulse()
         info = self._info(status, error and error[:500])
-        self.store.attempt(lambda: self.store.set_run_info(info), None, writes=True)
+        self.store.attempt(lambda: self.store.set_run_info(info), None, writes=True, local=True)
 
     def add_rows(self, rows: Mapping[bytes, bytes]) -> None:
         """Write rows that tell more of the run, if it has written anything."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import math
 import os
 import secrets
 import shutil
@@ -35,10 +36,12 @@ from warmstart.errors import (
     RecordError,
     RecordVersionError,
     StatusError,
+    StoreError,
     StoreFullError,
     WarmstartWarning,
 )
 from warmstart.fingerprint import Difference, Fingerprint, FitSpec, SpecSummary, environment
+from warmstart.forks import renew_in_children
 from warmstart.history import History
 from warmstart.journal import Shelf
 from warmstart.learned import Cost, Saved, merge_costs, merge_saved
@@ -65,6 +68,7 @@ from warmstart.rows import (
     stamp_row,
     summary_row,
 )
+from warmstart.tier import Tier
 from warmstart.upkeep import StoreStats, VerifyReport, stats, sweep, verify
 
 if TYPE_CHECKING:
@@ -115,6 +119,11 @@ class Store(History):
         their own in the folder, and go by `ttl` as well.
     read_only : bool
         Serve what is there, write nothing, not even locks or stamps of use.
+    local : bool, str or path-like
+        For a store of several machines: keep results in a folder of this one too, a path or one
+        in the platform's cache folder, which must not be on a network file system. Fits that it
+        has are answered without the server. Writes are acknowledged when they are in it, and sent
+        on every two seconds, with each final, and by `flush` and `close`.
     strict : bool
         Raise what would otherwise be one warning and a fit without the store.
     clock : callable
@@ -154,6 +163,7 @@ class Store(History):
         entry_budget: int | None = None,
         journal_budget: int | None = None,
         read_only: bool = False,
+        local: bool | str | os.PathLike[str] = False,
         strict: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -178,11 +188,32 @@ class Store(History):
         self.address = self.backend.address
         """Where it is, without passwords."""
         self._start()
+        self.local = self._checked_local(local)
+        self._tier: Tier | None = None
+        if self.local is not None:
+            self._tier = Tier(
+                self.local, self.backend, budget=size_budget, ttl=self.ttl, guard=self.attempt
+            )
+
+    def _checked_local(self, local: Any) -> str | None:
+        """Return the folder in front of the server, if there is to be one."""
+        if local is False:
+            return None
+        if local is not True and not isinstance(local, (str, os.PathLike)):
+            raise ArgumentError(f"local is True, False or a folder, not {local!r:.60}")
+        if not self.is_shared:
+            raise ArgumentError(
+                "local= is for a store of several machines that is written to, redis://, "
+                f"postgresql:// or dir://; {self.address} needs no folder in front of it"
+            )
+        cache = platformdirs.user_cache_path("warmstart") / "near" if local is True else local
+        return str(Path(os.fspath(cache)).expanduser().absolute() / _hashed(self.address))
 
     def _start(self) -> None:
         self._discard: Callable[[], Any] | None = None
         self.counters: Counter[str] = Counter()
-        self._lock = threading.Lock()
+        self.after_fork()
+        renew_in_children(self)
         self._used: dict[bytes, float] = {}
         self._damaged: dict[bytes, int] = {}
         self._recent: dict[Any, tuple[object, Entry]] = {}
@@ -193,6 +224,10 @@ class Store(History):
         self.told: tuple[str, threading.Thread] | None = None
         """The process that has told this store what it is, and the thread that does so."""
         _open_stores.add(self)
+
+    def after_fork(self) -> None:
+        """Have a lock that no thread of the parent holds."""
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.address == ":memory:":
@@ -205,6 +240,7 @@ class Store(History):
             "entry_budget": self.entry_budget,
             "journal_budget": self.journal_budget,
             "read_only": self.read_only,
+            "local": str(Path(self.local).parent) if self.local is not None else False,
             "strict": self.strict,
             "clock": self.clock,
         }
@@ -248,8 +284,8 @@ class Store(History):
             self._discard = weakref.finalize(self, _discard, folder, os.getpid())
         elif "://" in self._where:
             # Files of this machine's own: they are written to thousands of times a second.
-            name = blake3(self.address.encode()).hexdigest(length=12)
-            folder = Path(platformdirs.user_cache_dir("warmstart"), "journals", name)
+            cache = platformdirs.user_cache_path("warmstart")
+            folder = cache / "journals" / _hashed(self.address)
         else:
             self.backend.size()  # opens it, which checks the folder
             folder = Path(self.address, "journals")
@@ -319,14 +355,16 @@ class Store(History):
             return False
         prefix = entry_row(entry.key, entry.run)
         extra = dict(rows or {})
-        if rows:
+        tier = self._tier
+        backend = self.backend if tier is None else tier.near
+        if rows and tier is None:
             forget(self.backend, entry.key.digest)  # of an earlier run of the same fit
         if summary is not None:
             extra[summary_row(entry.key.digest)] = small(summary)
         if info is not None:
             extra[info_row(entry.run)] = small(info)
         while True:
-            held = list(heads(self.backend.scan(entry_row(entry.key), head=HEAD_SIZE)))
+            held = list(heads(backend.scan(entry_row(entry.key), head=HEAD_SIZE)))
             own = {slot.name: slot for slot in held if slot.run == entry.run}
             place, stale = slot_for(entry, own)
             if place is None:
@@ -338,12 +376,24 @@ class Store(History):
                 prefix + name: own[name].item.sequence if name in own else None
                 for name in (BEST, FINAL, LATEST)
             }
-            batch = Batch({prefix + place: record, **extra}, stale, conditions)
-            if self.backend.apply(batch, durability) is not None:
+            puts = {prefix + place: record, **extra}
+            if tier is not None:
+                indexed = entry.key.digest if rows else None
+                if tier.apply(
+                    entry.run, puts, stale, conditions, indexed=indexed, durability=durability
+                ):
+                    break
+            elif self.backend.apply(Batch(puts, stale, conditions), durability) is not None:
                 break
         self._count("written")
-        self._settle()
-        self._keep_bounds(prefix)
+        if tier is None:
+            self._settle()
+            self._keep_bounds(prefix)
+            return True
+        if entry.kind is EntryKind.FINAL:
+            tier.deliver()
+        self.attempt(self._settle, None, writes=True)
+        self.attempt(lambda: self._keep_bounds(prefix), None, writes=True)
         return True
 
     def _keep_bounds(self, written: bytes) -> None:
@@ -401,12 +451,13 @@ class Store(History):
     def _first(self, key: Fingerprint, producer: str, order: _Order) -> Entry | None:
         digest = _checked(key).digest
         recent = self._recent.get((digest, producer, order))
-        version = self.backend.version()
+        version = (self.backend if self._tier is None else self._tier.near).version()
         if recent is not None and recent[0] == version:
             entry: Entry | None = recent[1]
         else:
             entry, size = self._look_up(key, producer, order)
-            if entry is not None and size <= _SMALL:
+            lasts = self._tier is None or (entry is not None and entry.kind is EntryKind.FINAL)
+            if entry is not None and size <= _SMALL and lasts:
                 self._keep_recent((digest, producer, order), version, entry)
         if entry is None or self._expired(digest, entry.written):
             self._count("misses")
@@ -419,13 +470,30 @@ class Store(History):
 
     def _look_up(self, key: Fingerprint, producer: str, order: _Order) -> tuple[Entry | None, int]:
         """Return the first readable entry and the size of its record."""
-        items = self.backend.scan(entry_row(key), limit=2)
+        if self._tier is None:
+            return self._look_into(self.backend, key, producer, order)
+        near = self._look_into(self._tier.near, key, producer, order)
+        if near[0] is not None and near[0].kind is EntryKind.FINAL:
+            return near  # nobody can have a better one
+        nothing: tuple[Entry | None, int] = None, 0
+        far = self.attempt(lambda: self._look_into(self.backend, key, producer, order), nothing)
+        if far[0] is not None and far[0].kind is EntryKind.FINAL:
+            row = entry_row(key, far[0].run, FINAL)
+            self._tier.keep({row: encode_record(far[0])[0]})
+            return far
+        by_age = order is rank_by_age
+        return max(near, far, key=lambda found: _goodness(found[0], by_age=by_age))
+
+    def _look_into(
+        self, backend: Backend, key: Fingerprint, producer: str, order: _Order
+    ) -> tuple[Entry | None, int]:
+        items = backend.scan(entry_row(key), limit=2)
         if len(items) == 1:  # the usual one, read whole at once
             candidates: Iterable[Item] = items
         else:
-            candidates = (slot.item for slot in self._sorted(key, producer, order))
+            candidates = (slot.item for slot in self._sorted(key, producer, order, backend))
         for item in candidates:
-            entry = self._read(item, producer)
+            entry = self._read(item, producer, backend)
             if entry is not None and not self._expired(key.digest, entry.written):
                 return entry, item.size
         return None, 0
@@ -440,9 +508,11 @@ class Store(History):
             self._recent.clear()
         self._recent[name] = (version, entry)
 
-    def _sorted(self, key: Fingerprint, producer: str, order: _Order) -> list[Slot]:
+    def _sorted(
+        self, key: Fingerprint, producer: str, order: _Order, backend: Backend
+    ) -> list[Slot]:
         """Return the readable slots of a key, best first, and note those that are damaged."""
-        items = self.backend.scan(entry_row(_checked(key)), head=HEAD_SIZE)
+        items = backend.scan(entry_row(_checked(key)), head=HEAD_SIZE)
         readable = []
         for slot in heads(items):
             if slot.head is not None:
@@ -454,10 +524,10 @@ class Store(History):
             readable.sort(key=lambda slot: order(slot, tag))
         return readable
 
-    def _read(self, item: Item, producer: str) -> Entry | None:
+    def _read(self, item: Item, producer: str, backend: Backend) -> Entry | None:
         """Return an item's entry, reading the rest of it if need be; None if it is damaged."""
         if len(item.value) < item.size:
-            whole = self.backend.get(item.key)
+            whole = backend.get(item.key)
             if whole is None:
                 return None
             item = whole
@@ -492,7 +562,8 @@ class Store(History):
     def entries(self, key: Fingerprint, *, producer: str | None = None) -> list[Entry]:
         """Return all readable entries of a fit, best first, without a trace of use."""
         producer = producer or environment()
-        found = (self._read(slot.item, producer) for slot in self._sorted(key, producer, rank))
+        slots = self._sorted(key, producer, rank, self.backend)
+        found = (self._read(slot.item, producer, self.backend) for slot in slots)
         return [entry for entry in found if entry is not None]
 
     def keys(self) -> Iterator[Fingerprint]:
@@ -556,7 +627,11 @@ class Store(History):
 
     def set_run_info(self, info: RunInfo) -> None:
         """Write how a run went."""
-        self.backend.apply(Batch({info_row(info.run): small(info)}))
+        rows = {info_row(info.run): small(info)}
+        if self._tier is None:
+            self.backend.apply(Batch(rows))
+        else:
+            self._tier.apply(info.run, rows)
 
     def pin(self, key: Fingerprint, *, pinned: bool = True) -> None:
         """Keep a key's entries whatever the budget and their age, or no longer."""
@@ -575,6 +650,8 @@ class Store(History):
         own = [summary_row(digest), pin_row(digest), stamp_row(digest)]
         self.backend.apply(Batch(deletes=[*rows, *runs, *own]))
         forget(self.backend, digest)
+        if self._tier is not None:
+            self._tier.forget(key)
         if self.journals is not None:
             self.journals.forget(key)
         with self._lock:
@@ -611,6 +688,7 @@ class Store(History):
             counters=dict(self.counters),
             journals=number,
             journal_bytes=used,
+            waiting=0 if self._tier is None else self._tier.waiting(),
         )
 
     def export(
@@ -642,15 +720,34 @@ class Store(History):
         return counts
 
     def flush(self) -> None:
-        """Return when everything written so far would survive a power cut."""
+        """Return when everything written so far would survive a power cut.
+
+        With ``local``, when it has been sent to the server as well.
+
+        Raises
+        ------
+        StoreError
+            If that does not take it.
+        """
         self._settle(now=True)
+        if self._tier is not None:
+            self._tier.near.flush()
+            if waiting := self._tier.deliver():
+                raise StoreError(self._not_sent(waiting))
         self.backend.flush()
+
+    def _not_sent(self, waiting: int) -> str:
+        return (
+            f"{waiting} runs are not at {self.address} yet: they stand in {self.local}, and "
+            "whoever uses the store with that folder sends them"
+        )
 
     def close(self) -> None:
         """Write what is pending and let go of files; using the store again opens it again."""
-        self._settle(now=True)
+        self.attempt(lambda: self._settle(now=True), None, writes=True)
         if self.told is not None:
             self.told[1].join(timeout=5.0)  # it writes, too
+        self._send_at_exit()
         self.backend.close()
         self.__dict__.pop("_shelf", None)
         if self._discard is not None:
@@ -696,9 +793,20 @@ class Store(History):
         with self._lock:
             self.counters[event] += by
 
+    def _send_at_exit(self) -> None:
+        if self._tier is not None and (waiting := self._tier.close()):
+            warnings.warn(self._not_sent(waiting), WarmstartWarning, stacklevel=2)
+
     # Law 2: the store never fails a fit
 
-    def attempt(self, operation: Callable[[], _T], otherwise: _T, *, writes: bool = False) -> _T:
+    def attempt(
+        self,
+        operation: Callable[[], _T],
+        otherwise: _T,
+        *,
+        writes: bool = False,
+        local: bool = False,
+    ) -> _T:
         """Do something for a fit that must go on even if the store cannot.
 
         Parameters
@@ -709,6 +817,8 @@ class Store(History):
             What to return if that fails, or has failed within the last minute.
         writes : bool
             Whether it writes; a full disk only stops these.
+        local : bool
+            Whether a folder in front of a server can do it alone.
 
         Returns
         -------
@@ -722,7 +832,8 @@ class Store(History):
         StoreError
             If the store is `strict`.
         """
-        if self._trouble is not None and self._still_out(writes=writes):
+        alone = local and self._tier is not None
+        if self._trouble is not None and not alone and self._still_out(writes=writes):
             return otherwise
         try:
             return operation()
@@ -760,8 +871,22 @@ def _settle_all() -> None:
     for store in list(_open_stores):
         with contextlib.suppress(Exception):  # at exit there is nobody left to tell
             store._settle(now=True)  # noqa: SLF001
+            store._send_at_exit()  # noqa: SLF001
             if store.told is not None:
                 store.told[1].join(timeout=1.0)
+
+
+def _hashed(address: str) -> str:
+    """Return a name for a folder of what belongs to an address."""
+    return blake3(address.encode()).hexdigest(length=12)
+
+
+def _goodness(entry: Entry | None, *, by_age: bool) -> tuple[bool, float, float]:
+    """Return how good a checkpoint is beside one of another backend."""
+    if entry is None:
+        return (False, 0.0, 0.0)
+    objective = math.inf if entry.objective is None else entry.objective
+    return (True, 0.0 if by_age else -objective, entry.written)
 
 
 def _rebuild(address: str, options: Mapping[str, Any]) -> Store:

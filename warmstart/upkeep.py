@@ -57,6 +57,8 @@ class StoreStats:
         Counts of what was tracked; `series` are the pieces in which they are kept.
     journals, journal_bytes : int
         Recorded runs that can be gone on with, and what their files occupy.
+    waiting : int
+        Runs that are in the folder in front of a server, and not there yet.
     counters : dict of str to int
         Events in this process: hits, misses, written, refused, damaged, evicted, expired.
     """
@@ -77,6 +79,7 @@ class StoreStats:
     states: int
     journals: int
     journal_bytes: int
+    waiting: int
     counters: dict[str, int]
 
 
@@ -360,6 +363,7 @@ def stats(
     budget: int,
     journals: int,
     journal_bytes: int,
+    waiting: int,
     counters: dict[str, int],
 ) -> StoreStats:
     """Count what is there; the numbers of journals are their owner's."""
@@ -381,5 +385,6 @@ def stats(
         **{name: _number(backend, letter) for name, letter in _TRACKED.items()},
         journals=journals,
         journal_bytes=journal_bytes,
+        waiting=waiting,
         counters=counters,
     )

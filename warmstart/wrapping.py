@@ -145,7 +145,7 @@ def _fit(call: _Call) -> Any:
                 _recent.add(signed, key)
         entry = None
         if not options.refit:
-            entry = store.attempt(lambda: store.best(key, producer=producer), None)
+            entry = store.attempt(lambda: store.best(key, producer=producer), None, local=True)
             # A fit on which many are to be built is done once more, for what it leaves them.
             if entry is None and options.near and not options.expect and spec is not None:
                 cold = spec.key_without("near")
@@ -170,7 +170,9 @@ def _run_alone(call: _Call, session: Session, spec: FitSpec, entry: Entry | None
     store, options = session.store, call.options
 
     def best() -> Entry | None:
-        return store.attempt(lambda: store.best(session.key, producer=session.producer), None)
+        return store.attempt(
+            lambda: store.best(session.key, producer=session.producer), None, local=True
+        )
 
     def done() -> bool:
         found = best()
@@ -264,7 +266,7 @@ def _unkeyed(call: _Call, why: str) -> Any:
                 seconds=seconds,
                 objective=_objective_of(result),
             )
-            store.attempt(lambda: store.set_run_info(info), None, writes=True)
+            store.attempt(lambda: store.set_run_info(info), None, writes=True, local=True)
     return _with_report(result, FitReport(source="off", run=run, why=why))
 
 

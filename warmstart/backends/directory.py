@@ -36,6 +36,7 @@ from blake3 import blake3
 
 from warmstart.backends import Batch, Durability, Item, check
 from warmstart.errors import ArgumentError, StoreError, StoreFullError
+from warmstart.forks import renew_in_children
 from warmstart.pulse import Pulse
 
 __all__ = ["DirectoryBackend"]
@@ -93,6 +94,11 @@ class DirectoryBackend:
             raise ArgumentError(f"a directory is written dir:///absolute/path, not {url!r:.80}")
         self.path = Path(path)
         self._read_only = read_only
+        self.after_fork()
+        renew_in_children(self)
+
+    def after_fork(self) -> None:
+        """Read everything anew: a thread of the parent may have been at it."""
         self._gate = threading.RLock()
         self._pairs: dict[bytes, _Held] = {}
         self._keys: list[bytes] = []

@@ -8,6 +8,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 
 from warmstart.backends import Batch, Durability, Item, check
+from warmstart.forks import renew_in_children
 
 __all__ = ["MemoryBackend"]
 
@@ -23,6 +24,11 @@ class MemoryBackend:
         self._keys: list[bytes] = []
         self._sequence = 0
         self._size = 0
+        self.after_fork()
+        renew_in_children(self)
+
+    def after_fork(self) -> None:
+        """Have locks that no thread of the parent holds."""
         self._gate = threading.RLock()
         self._locks: dict[str, threading.Lock] = {}
 

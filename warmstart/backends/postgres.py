@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from warmstart.backends import Batch, Durability, Item, check
 from warmstart.errors import ArgumentError, StoreError, StoreFullError
+from warmstart.forks import renew_in_children
 
 __all__ = ["PostgresBackend"]
 
@@ -121,10 +122,15 @@ class PostgresBackend:
         self._shown = f"postgresql://{shown}{parts.path}?store={name}"
         self._read_only, self._found = read_only, False
         self._ready = False
-        self._gate = threading.Lock()
+        self.after_fork()
+        renew_in_children(self)
         self._idle: list[Any] = []
         self._owner = os.getpid()
         weakref.finalize(self, _hang_up, self._idle, self._owner)
+
+    def after_fork(self) -> None:
+        """Have a lock that no thread of the parent holds."""
+        self._gate = threading.Lock()
 
     @property
     def address(self) -> str:
@@ -150,14 +156,22 @@ class PostgresBackend:
 
     def _prepare(self, connection: Any) -> None:
         """Create the tables, or see that they are of this version."""
-        row = connection.execute(
-            "SELECT to_regclass(%s) IS NOT NULL", (f"{self._table}_state",)
-        ).fetchone()
-        if not row[0] and not self._read_only:
+
+        def is_there() -> bool:
+            # Read from the catalog: to_regclass may answer from what the session saw before.
+            asked = "SELECT 1 FROM pg_class WHERE relname = %s AND pg_table_is_visible(oid)"
+            return connection.execute(asked, (f"{self._table}_state",)).fetchone() is not None
+
+        if not is_there():
+            if self._read_only:
+                return
             with connection.transaction():
                 connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (self._table,))
-                connection.execute(_CREATE.format(t=self._table, schema=_SCHEMA))
-        elif row[0]:
+                # Made anew where somebody else has made them, they would be locked in an order
+                # that is not that of the batches which are under way there.
+                if not is_there():
+                    connection.execute(_CREATE.format(t=self._table, schema=_SCHEMA))
+        else:
             (schema,) = connection.execute(f"SELECT schema FROM {self._table}_state").fetchone()  # noqa: S608 (checked above)
             if schema > _SCHEMA:
                 raise StoreError(
