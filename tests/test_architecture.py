@@ -23,6 +23,7 @@ FLOORS = [
     [
         *("arrays", "code", "backends", "machine", "progress", "continuation", "randomness"),
         *("sketch", "curvature", "host", "trace", "report", "pulse"),
+        "backends.place",
     ],
     [
         "html",
@@ -31,7 +32,6 @@ FLOORS = [
         "backends.redis",
         "backends.postgres",
         "backends.directory",
-        "backends.place",
         "backends.halves",
     ],
     ["objects", "backends.lmdb"],

@@ -35,6 +35,7 @@ import msgspec
 from blake3 import blake3
 
 from warmstart.backends import Batch, Durability, Item, check
+from warmstart.backends.place import make_folder, sync_folder
 from warmstart.errors import ArgumentError, StoreError, StoreFullError
 from warmstart.pulse import Pulse
 
@@ -115,12 +116,13 @@ class DirectoryBackend:
             format_file = self.path / "FORMAT"
             if not self._read_only:
                 for name in ("log", "snap", "tmp", "locks"):
-                    (self.path / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+                    make_folder(self.path / name)
                 if not format_file.exists():
                     scratch = self._scratch(_FORMAT.encode())
                     with contextlib.suppress(FileExistsError):
                         os.link(scratch, format_file)
                     scratch.unlink()
+                    sync_folder(self.path)
             text = format_file.read_text("ascii")
         except FileNotFoundError as error:
             raise StoreError(f"there is no store at {self.address}") from error
@@ -295,7 +297,10 @@ class DirectoryBackend:
                     return None
             number = self._sequence + 1
             path = self._log(number)
-            path.parent.mkdir(mode=0o700, exist_ok=True)
+            if make_folder(path.parent):
+                # What stands before a batch must not be lost while the batch is not.
+                with contextlib.suppress(FileNotFoundError):
+                    sync_folder(self._log(number - 1).parent)
             try:
                 os.link(scratch, path)
             except FileExistsError:
@@ -303,7 +308,7 @@ class DirectoryBackend:
             if self._is_sealed(number):  # we were a thousand batches behind
                 path.unlink()
                 continue
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
             self._replay(path, number)
             return number
 
@@ -321,13 +326,13 @@ class DirectoryBackend:
             with contextlib.suppress(FileExistsError):
                 os.link(scratch, self.path / "snap" / f"{self._sequence:016x}")
             scratch.unlink()
-            _sync_folder(self.path / "snap")
+            sync_folder(self.path / "snap")
             newest = self._sequence // _GROUP - _KEPT
             for group in sorted((self.path / "log").iterdir()):
                 if int(group.name, 16) > newest or (group / "sealed").exists():
                     continue
                 (group / "sealed").touch(mode=0o600)
-                _sync_folder(group)
+                sync_folder(group)
                 for path in group.iterdir():
                     if path.name != "sealed":
                         path.unlink(missing_ok=True)
@@ -424,14 +429,6 @@ class DirectoryBackend:
 
 def _small(value: bytes) -> bytes | None:
     return value if len(value) <= _INLINE else None
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _encode(pairs: dict[bytes, tuple[bytes, int]], deletes: object) -> bytes:

@@ -15,11 +15,12 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import lmdb
 
 from warmstart.backends import Item
+from warmstart.backends.place import sync_folder
 
 __all__ = [
     "FRAME",
@@ -48,6 +49,7 @@ FRAME = struct.Struct("<QI")
 HEADER = FRAME.size
 BASE = b"\0base"
 MARK = b"\0mark"
+DONE = b"\0done"
 GROUP = 32 << 20
 """Bytes that are promoted in one transaction, about."""
 
@@ -135,7 +137,8 @@ class Half:
     def __init__(self, folder: Path, *, sync: bool, map_size: int, read_only: bool) -> None:
         self.gate = Gate()
         data = folder / "data.mdb"
-        size = max(map_size, 2 * data.stat().st_size if data.exists() else 0)
+        new = not data.exists()
+        size = max(map_size, 0 if new else 2 * data.stat().st_size)
         locks = not read_only or os.access(folder, os.W_OK)
         self.env = lmdb.open(
             str(folder),
@@ -150,6 +153,8 @@ class Half:
             readahead=False,
             max_spare_txns=0,  # a child that closes would free the slots of spare readers
         )
+        if new and sync:
+            sync_folder(folder)  # what is written to a file without a name is lost in a power cut
         self.turn = None if read_only else Turn(folder / "turn.lock")
         if locks:
             self.env.reader_check()
@@ -242,7 +247,8 @@ def read_mark(txn: lmdb.Transaction) -> int:
 def settle_base(txn: lmdb.Transaction, mark: int) -> int:
     """Return what hot's transaction numbers are counted from, so that they go on increasing."""
     found = txn.get(BASE)
-    if found is None:
+    if found is None or int.from_bytes(found, "little") + txn.id() <= mark:
+        # It is new, or a power cut has set it back.
         found = mark.to_bytes(8, "little")
         txn.put(BASE, found)
     return int.from_bytes(found, "little")
@@ -287,7 +293,17 @@ def walk(
     return rows
 
 
-def group_after(txn: lmdb.Transaction, last: bytes) -> list[tuple[bytes, bytes]]:
+class Group(NamedTuple):
+    """A transaction's worth of frames."""
+
+    rows: list[tuple[bytes, bytes]]
+    whole: bool
+    """Whether there are no more behind them."""
+    number: int
+    """Of the last transaction before they were read."""
+
+
+def group_after(txn: lmdb.Transaction, last: bytes) -> Group:
     """Return the frames after `last`, up to a transaction's worth."""
     group: list[tuple[bytes, bytes]] = []
     size = 0
@@ -297,23 +313,37 @@ def group_after(txn: lmdb.Transaction, last: bytes) -> list[tuple[bytes, bytes]]
         group.append((bytes(cursor.key()), bytes(cursor.value())))
         size += len(group[-1][1]) + 64
         found = cursor.next()
-    return group
+    return Group(group, not found, txn.id())
 
 
-def settle(txn: lmdb.Transaction, group: list[tuple[bytes, bytes]]) -> None:
-    """Put a group into durable; what is damaged, or older than what is there, stays out."""
-    mark = read_mark(txn)
+def settle(txn: lmdb.Transaction, group: list[tuple[bytes, bytes]], done: int | None) -> None:
+    """Put a group into durable; what is damaged, or was there before, stays out.
+
+    Parameters
+    ----------
+    txn : lmdb.Transaction
+        Of durable.
+    group : list of (bytes, bytes)
+        Keys and frames.
+    done : int or None
+        The number up to which all is there with this group. What hot has of those numbers later
+        was brought back by a power cut: older than what is here, or deleted since.
+    """
+    mark, floor = read_mark(txn), int.from_bytes(txn.get(DONE, b"\0"), "little")
     for key, frame in group:
         if not is_whole(key, frame):
             continue
         sequence = FRAME.unpack_from(frame)[0]
-        if sequence < (sequence_of(txn, key) or 0):
-            continue  # a hot file that a power cut has set back
+        if sequence <= floor or sequence < (sequence_of(txn, key) or 0):
+            continue
         if len(frame) == HEADER:
             txn.delete(key)
         else:
             txn.put(key, frame)
         mark = max(mark, sequence)
+    if done is not None:
+        mark = max(mark, done)
+        txn.put(DONE, max(floor, done).to_bytes(8, "little"))
     txn.put(MARK, mark.to_bytes(8, "little"))
 
 

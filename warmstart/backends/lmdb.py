@@ -225,7 +225,7 @@ class _Environment:
         self.place.prepare()
         try:
             if read_only:
-                self._open_halves(map_size)
+                self._open_to_read(map_size)
             else:
                 with self.place.lock("open"):
                     self._open(map_size)
@@ -238,8 +238,8 @@ class _Environment:
 
     def _open(self, map_size: int) -> None:
         attendance = self.place.attend()
-        if attendance.unclean and not attendance.alive:
-            for name in HALVES:
+        if not attendance.alive:
+            for name in HALVES if attendance.unclean else HALVES[: attendance.rebooted]:
                 problems = problems_of(self.place.half(name))
                 if problems:
                     self.place.quarantine(name, problems[0])
@@ -255,13 +255,42 @@ class _Environment:
             self._open_halves(map_size)
 
     def _open_halves(self, map_size: int) -> None:
-        options: dict[str, Any] = {"map_size": map_size, "read_only": self.read_only}
-        self.durable = Half(self.place.half("durable"), sync=True, **options)
-        self.hot = Half(self.place.half("hot"), sync=False, **options)
         self._base = 0
+        self.durable = Half(
+            self.place.half("durable"), sync=True, map_size=map_size, read_only=self.read_only
+        )
+        self.hot = Half(
+            self.place.half("hot"), sync=False, map_size=map_size, read_only=self.read_only
+        )
         if not self.read_only:
             mark = self.durable.read(read_mark)
             self._base = self.hot.write(lambda txn: settle_base(txn, mark))
+
+    def _open_to_read(self, map_size: int) -> None:
+        """Open without a repair: hot is passed over if a power cut may have damaged it."""
+        found = self.place.look()
+        if found.unclean and (problems := self._problems("durable")):
+            raise StoreError(
+                f"the store {self.path} is damaged ({problems[0]:.200}): it is repaired when it is "
+                "opened to be written"
+            )
+        if found.rebooted or (found.unclean and self._problems("hot")):
+            self.durable = self.hot = Half(
+                self.place.half("durable"), sync=True, map_size=map_size, read_only=True
+            )
+        else:
+            self._open_halves(map_size)
+
+    def _problems(self, name: str) -> list[str]:
+        problems = problems_of(self.place.half(name))
+        # Somebody may have begun to write meanwhile.
+        return [] if problems and self.place.look().alive else problems
+
+    @property
+    def halves(self) -> dict[str, Half]:
+        """Those that are open, by name."""
+        both = {"hot": self.hot, "durable": self.durable}
+        return {"durable": self.durable} if self.hot is self.durable else both
 
     # Reading
 
@@ -359,11 +388,16 @@ class _Environment:
             return False
         try:
             with self._trouble():
-                last = b""
-                while group := self.hot.read(lambda txn, last=last: group_after(txn, last)):  # type: ignore[misc]
-                    self.durable.write(lambda txn, group=group: settle(txn, group))  # type: ignore[misc]
-                    self.hot.write(lambda txn, group=group: forget(txn, group))  # type: ignore[misc]
-                    last = group[-1][0]
+                group = self.hot.read(functools.partial(group_after, last=b""))
+                done = self._base + group.number
+                while group.rows:
+                    reached = done if group.whole else None
+                    self.durable.write(functools.partial(settle, group=group.rows, done=reached))
+                    self.hot.write(functools.partial(forget, group=group.rows))
+                    if group.whole:
+                        break
+                    last = group.rows[-1][0]
+                    group = self.hot.read(functools.partial(group_after, last=last))
         finally:
             lock.release()
         return True
@@ -402,15 +436,14 @@ class _Environment:
 
     def size(self) -> int:
         with self._trouble():
-            return self.hot.size() + self.durable.size()
+            return sum(half.size() for half in self.halves.values())
 
     def verify(self) -> list[str]:
         found = []
-        for name in HALVES:
+        for name, half in self.halves.items():
             found += [f"{name}: {problem}" for problem in problems_of(self.place.half(name))]
-            half: Half = getattr(self, name)
             last = b"\1"
-            while page := half.read(lambda txn, last=last: group_after(txn, last)):  # type: ignore[misc]
+            while page := half.read(functools.partial(group_after, last=last)).rows:
                 found += [
                     f"{name}: the frame of {key[:1]!r} {key[1:7].hex()} is damaged"
                     for key, frame in page
@@ -430,7 +463,7 @@ class _Environment:
                 with contextlib.suppress(StoreError):  # it stays in hot, for the next opener
                     self.promote()
         finally:
-            for half in (self.hot, self.durable):
+            for half in self.halves.values():
                 half.gate.close()
                 half.close()
             if not self.read_only:
@@ -519,22 +552,22 @@ def _close_all() -> None:
 def _before_fork() -> None:
     _registry_lock.acquire()
     for environment in _registry.values():
-        environment.hot.gate.close()
-        environment.durable.gate.close()
+        for half in environment.halves.values():
+            half.gate.close()
 
 
 def _after_fork_in_parent() -> None:
     for environment in _registry.values():
-        environment.durable.gate.open()
-        environment.hot.gate.open()
+        for half in environment.halves.values():
+            half.gate.open()
     _registry_lock.release()
 
 
 def _after_fork_in_child() -> None:
     for environment in _registry.values():
         environment.gone = True
-        environment.hot.close()
-        environment.durable.close()
+        for half in environment.halves.values():
+            half.close()
     _registry.clear()
     _registry_lock.release()
 
