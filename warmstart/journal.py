@@ -486,7 +486,7 @@ class Journal:
         if os.getpid() == self._pid:
             os.fdatasync(self._fd)
             if not self._named:  # a file without a name is lost all the same
-                for folder in self.path.parents[:4]:
+                for folder in self.path.parents:
                     with contextlib.suppress(OSError):  # one that may not be listed
                         sync_folder(folder)
                 self._named = True
@@ -700,7 +700,7 @@ class Shelf:
     def _census(self) -> list[tuple[float, int, Path]]:
         found = []
         for path in self.paths():
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 status = path.stat()
                 found.append((status.st_mtime, status.st_size, path))
         return sorted(found)

@@ -36,6 +36,7 @@ from warmstart.errors import (
     RecordError,
     RecordVersionError,
     StatusError,
+    StoreError,
     StoreFullError,
     WarmstartWarning,
 )
@@ -879,8 +880,16 @@ class Store:
         self.backend.flush()
 
     def close(self) -> None:
-        """Write what is pending and let go of files; using the store again opens it again."""
-        self._settle(now=True)
+        """Write what is pending and let go of files; using the store again opens it again.
+
+        What is pending are books: unless the store is `strict`, they are given up where they cannot
+        be written, since a ``with`` block is not to end in an exception that its work has not had.
+        """
+        try:
+            self._settle(now=True)
+        except StoreError:
+            if self.strict:
+                raise
         if self.told is not None:
             self.told[1].join(timeout=5.0)  # it writes, too
         self.backend.close()

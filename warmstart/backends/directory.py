@@ -20,6 +20,7 @@ that are deleted), the values, and a BLAKE3 digest of all of it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import struct
@@ -35,7 +36,7 @@ import msgspec
 from blake3 import blake3
 
 from warmstart.backends import Batch, Durability, Item, check
-from warmstart.backends.place import make_folder, sync_folder
+from warmstart.backends.place import make_folder, read_file, sync_folder
 from warmstart.errors import ArgumentError, StoreError, StoreFullError
 from warmstart.pulse import Pulse
 
@@ -52,8 +53,7 @@ _OVERHEAD = 64
 _DIGEST = 16
 _LEASE = 60.0
 """Seconds after which a lock that nobody renews is free."""
-_FULL = {28, 122}
-"""ENOSPC and EDQUOT."""
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class _Held(NamedTuple):
@@ -123,7 +123,7 @@ class DirectoryBackend:
                         os.link(scratch, format_file)
                     scratch.unlink()
                     sync_folder(self.path)
-            text = format_file.read_text("ascii")
+            text = read_file(format_file).decode("ascii")
         except FileNotFoundError as error:
             raise StoreError(f"there is no store at {self.address}") from error
         except (OSError, UnicodeDecodeError) as error:
@@ -179,7 +179,7 @@ class DirectoryBackend:
                 self._sequence += 1
 
     def _replay(self, path: Path, sequence: int) -> None:
-        puts, deletes = _decode(path.read_bytes())
+        puts, deletes = _decode(_read(path))
         for key in deletes:
             self._remove(key)
         for key, offset, size, number, value in puts:
@@ -192,7 +192,7 @@ class DirectoryBackend:
             names = sorted((self.path / "snap").iterdir(), reverse=True)
             for path in names:
                 try:
-                    puts, _ = _decode(path.read_bytes())
+                    puts, _ = _decode(_read(path))
                 except FileNotFoundError:
                     break  # a newer one has come: look again
                 except _Damaged:
@@ -208,7 +208,17 @@ class DirectoryBackend:
                 return
             else:
                 break
-        raise StoreError(f"{self.address} has lost its snapshots: its batches are gone")
+        self._begin_without()
+
+    def _begin_without(self) -> None:
+        """Begin from the oldest batches that are left, where no snapshot can be read."""
+        groups = sorted(path.name for path in (self.path / "log").iterdir())
+        left = [name for name in groups if not (self.path / "log" / name / "sealed").exists()]
+        first = int(left[0], 16) * _GROUP if left else 0
+        if first <= self._sequence:
+            raise StoreError(f"{self.address} has lost its snapshots: its batches are gone")
+        self._pairs, self._keys, self._size = {}, [], 0
+        self._sequence = first - 1
 
     def _put(self, key: bytes, held: _Held) -> None:
         self._remove(key)
@@ -413,7 +423,7 @@ class DirectoryBackend:
                 for path in (self.path / folder).rglob("*"):
                     if path.is_file() and path.name != "sealed":
                         try:
-                            _decode(path.read_bytes())
+                            _decode(_read(path))
                         except _Damaged:
                             found[os.fspath(path)] = None
                         except FileNotFoundError:
@@ -429,6 +439,20 @@ class DirectoryBackend:
 
 def _small(value: bytes) -> bytes | None:
     return value if len(value) <= _INLINE else None
+
+
+def _read(path: Path) -> bytes:
+    """Return what is in a file; what is none, or cannot be read any more, is damaged."""
+    try:
+        return read_file(path)
+    except FileNotFoundError:
+        if os.path.islink(path):  # noqa: PTH114 (quick)
+            raise _Damaged from None
+        raise
+    except OSError as error:
+        if error.errno in {errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EIO}:
+            raise _Damaged from error
+        raise
 
 
 def _encode(pairs: dict[bytes, tuple[bytes, int]], deletes: object) -> bytes:

@@ -42,6 +42,7 @@ __all__ = [
     "settle",
     "settle_base",
     "walk",
+    "walk_through",
 ]
 
 _T = TypeVar("_T")
@@ -138,6 +139,8 @@ class Half:
         self.gate = Gate()
         data = folder / "data.mdb"
         new = not data.exists()
+        if not new and not data.is_file():
+            raise lmdb.InvalidError(f"{data.name} is not a file")
         size = max(map_size, 0 if new else 2 * data.stat().st_size)
         locks = not read_only or os.access(folder, os.W_OK)
         self.env = lmdb.open(
@@ -285,8 +288,11 @@ def walk(
     found = cursor.set_range(start)
     while found and len(rows) != limit:
         key = bytes(cursor.key())
+        if key < start:
+            raise lmdb.CorruptedError("keys out of order")  # whoever pages would go in a circle
         if not key.startswith(prefix):
             break
+        start = key
         frame = cursor.value()
         rows.append((key, bytes(frame[:stop]), len(frame)))
         found = cursor.next()
@@ -310,7 +316,11 @@ def group_after(txn: lmdb.Transaction, last: bytes) -> Group:
     cursor = txn.cursor()
     found = cursor.set_range(last + b"\0" if last else b"\1")
     while found and size < GROUP:
-        group.append((bytes(cursor.key()), bytes(cursor.value())))
+        key = bytes(cursor.key())
+        if key <= last:
+            raise lmdb.CorruptedError("keys out of order")
+        last = key
+        group.append((key, bytes(cursor.value())))
         size += len(group[-1][1]) + 64
         found = cursor.next()
     return Group(group, not found, txn.id())
@@ -355,6 +365,20 @@ def forget(txn: lmdb.Transaction, group: list[tuple[bytes, bytes]]) -> None:
             txn.delete(key)
 
 
+def walk_through(txn: lmdb.Transaction) -> None:
+    """Raise `lmdb.CorruptedError` if a key is not where it is looked for.
+
+    Whether the pages agree about their order is the one thing that `problems_of` does not ask.
+    """
+    keys, again = txn.cursor(), txn.cursor()
+    last = b""
+    for key in keys.iternext(keys=True, values=False):
+        found = bytes(key)
+        if found <= last or not again.set_key(found):
+            raise lmdb.CorruptedError("keys out of order")
+        last = found
+
+
 def problems_of(folder: Path) -> list[str]:
     """Return what is structurally wrong with a data file that nobody has open for writing.
 
@@ -362,7 +386,11 @@ def problems_of(folder: Path) -> list[str]:
     file. It came with lmdb 3; older versions cannot tell.
     """
     data = folder / "data.mdb"
-    if not data.exists() or data.stat().st_size == 0:
+    if not data.exists():
+        return []
+    if not data.is_file():
+        return [f"{data.name} is not a file"]
+    if data.stat().st_size == 0:
         return []
     try:
         from lmdb import verify  # noqa: PLC0415 (not in lmdb 2)

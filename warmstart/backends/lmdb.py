@@ -63,6 +63,7 @@ from warmstart.backends.halves import (
     settle,
     settle_base,
     walk,
+    walk_through,
 )
 from warmstart.backends.place import HALVES, Place
 from warmstart.errors import ArgumentError, StoreError, StoreFullError
@@ -221,6 +222,8 @@ class _Environment:
         self._promoter: _Promoter | None = None
         self._writes = 0
         self._full = False
+        self._doubtful = False
+        """Damage was met, after which the next opening checks the files."""
         self._opening = next(_openings)
         self.place.prepare()
         try:
@@ -238,11 +241,13 @@ class _Environment:
 
     def _open(self, map_size: int) -> None:
         attendance = self.place.attend()
+        suspects: tuple[str, ...] = ()
         if not attendance.alive:
-            for name in HALVES if attendance.unclean else HALVES[: attendance.rebooted]:
-                problems = problems_of(self.place.half(name))
-                if problems:
-                    self.place.quarantine(name, problems[0])
+            suspects = HALVES if attendance.unclean else HALVES[: attendance.rebooted]
+        for name in suspects:
+            problems = problems_of(self.place.half(name))
+            if problems:
+                self.place.quarantine(name, problems[0])
         try:
             self._open_halves(map_size)
         except _DAMAGED as error:
@@ -253,6 +258,14 @@ class _Environment:
                 self.durable.close()
             self.place.quarantine(name, str(error))
             self._open_halves(map_size)
+        for name in suspects:
+            try:
+                self.halves[name].read(walk_through)
+            except _DAMAGED as error:
+                for half in self.halves.values():
+                    half.close()
+                self.place.quarantine(name, str(error))
+                self._open_halves(map_size)
 
     def _open_halves(self, map_size: int) -> None:
         self._base = 0
@@ -412,6 +425,7 @@ class _Environment:
         except lmdb.DiskError as error:
             raise StoreFullError(f"the disk of {self.path} is full or failing: {error}") from error
         except _DAMAGED as error:
+            self._doubtful = True
             raise StoreError(
                 f"the store {self.path} is damaged: {error}; it is checked and repaired when all "
                 "processes that use it have ended and one opens it again"
@@ -441,15 +455,20 @@ class _Environment:
     def verify(self) -> list[str]:
         found = []
         for name, half in self.halves.items():
-            found += [f"{name}: {problem}" for problem in problems_of(self.place.half(name))]
+            problems = problems_of(self.place.half(name))
             last = b"\1"
-            while page := half.read(functools.partial(group_after, last=last)).rows:
-                found += [
-                    f"{name}: the frame of {key[:1]!r} {key[1:7].hex()} is damaged"
-                    for key, frame in page
-                    if not is_whole(key, frame)
-                ]
-                last = page[-1][0]
+            try:
+                while page := half.read(functools.partial(group_after, last=last)).rows:
+                    found += [
+                        f"{name}: the frame of {key[:1]!r} {key[1:7].hex()} is damaged"
+                        for key, frame in page
+                        if not is_whole(key, frame)
+                    ]
+                    last = page[-1][0]
+            except _DAMAGED as error:
+                problems.append(str(error))
+            found += [f"{name}: {problem}" for problem in problems]
+            self._doubtful |= bool(problems)
         return found
 
     def close(self) -> None:
@@ -468,7 +487,7 @@ class _Environment:
                 half.close()
             if not self.read_only:
                 with contextlib.suppress(OSError), self.place.lock("open"):
-                    self.place.leave()
+                    self.place.leave(well=not self._doubtful)
 
 
 class _Promoter(threading.Thread):

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -26,11 +27,12 @@ from filelock import FileLock, Timeout
 
 from warmstart.errors import StoreError, WarmstartWarning
 
-__all__ = ["HALVES", "Attendance", "Place", "make_folder", "sync_folder"]
+__all__ = ["HALVES", "Attendance", "Place", "make_folder", "read_file", "sync_folder"]
 
 HALVES = ("hot", "durable")
 _FORMAT = "warmstart store "
 _VERSION = 1
+_OWN = frozenset({*HALVES, "locks", "journals", "FORMAT", "closed", "boot", "quarantine"})
 # Memory maps and byte-range locks are not to be relied on here: py-lmdb#100, diskcache#345.
 _NETWORK = frozenset(
     """9p afs autofs beegfs ceph cephfs cifs coda drvfs dvs glusterfs gpfs lustre ncpfs nfs nfs4
@@ -50,6 +52,15 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_file(path: Path) -> bytes:
+    """Return what is in a file, and in nothing else: a pipe in its place would be waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a file", os.fspath(path))
+        return file.read()
 
 
 def make_folder(path: Path) -> bool:
@@ -137,7 +148,7 @@ class Place:
 
     def _create(self) -> None:
         strangers = sorted(p.name for p in self.path.iterdir() if not p.name.startswith(".FORMAT"))
-        if strangers and not set(strangers) <= {*HALVES, "locks", "journals", "FORMAT"}:
+        if not set(strangers) <= _OWN:
             raise StoreError(
                 f"{self.path} is not a store and not empty, it contains "
                 f"{', '.join(strangers[:3])}: choose an empty or a new folder"
@@ -153,7 +164,7 @@ class Place:
 
     def _check_format(self) -> None:
         try:
-            text = (self.path / "FORMAT").read_text("ascii").strip()
+            text = read_file(self.path / "FORMAT").decode("ascii").strip()
         except FileNotFoundError as error:
             raise StoreError(f"there is no store at {self.path}") from error
         except UnicodeDecodeError as error:
@@ -238,7 +249,7 @@ class Place:
     def _is_rebooted(self) -> bool:
         # Not synced: what a cut leaves of this file can be of an earlier start, never of the next.
         try:
-            known = (self.path / "boot").read_text("ascii")
+            known = read_file(self.path / "boot").decode("ascii")
         except (OSError, UnicodeDecodeError):
             known = ""
         return not known or known != _boot()
@@ -249,14 +260,14 @@ class Place:
         scratch.write_text(text, "ascii")
         scratch.replace(self.path / name)
 
-    def leave(self) -> None:
+    def leave(self, *, well: bool = True) -> None:
         """Stop being there; the last one notes that all was closed well. Call with the lock."""
         if self._holder is None:
             return
         holder, self._holder = self._holder, None
         holder.release()
         Path(holder.lock_file).unlink(missing_ok=True)
-        if not any((self.path / "locks" / "holders").iterdir()):
+        if well and not any((self.path / "locks" / "holders").iterdir()):
             self._write("closed", self._sizes())
 
     def _sizes(self) -> str:
@@ -268,8 +279,8 @@ class Place:
 
     def _closed_sizes(self) -> str:
         try:
-            return (self.path / "closed").read_text("ascii")
-        except (FileNotFoundError, UnicodeDecodeError):
+            return read_file(self.path / "closed").decode("ascii")
+        except (OSError, UnicodeDecodeError):
             return "none none"  # right for a new store, unclean for an old one
 
     def quarantine(self, name: str, problem: str) -> None:
