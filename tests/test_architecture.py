@@ -23,7 +23,6 @@ FLOORS = [
     [
         *("arrays", "code", "backends", "machine", "progress", "continuation", "randomness"),
         *("sketch", "curvature", "host", "trace", "report", "pulse"),
-        "backends.place",
     ],
     [
         "html",
@@ -31,11 +30,10 @@ FLOORS = [
         "backends.memory",
         "backends.redis",
         "backends.postgres",
-        "backends.directory",
-        "backends.halves",
+        "backends.place",
     ],
-    ["objects", "backends.lmdb"],
-    ["fingerprint", "codec"],
+    ["objects", "backends.halves", "backends.directory"],
+    ["fingerprint", "codec", "backends.lmdb"],
     ["record", "journal"],
     ["rows", "replay"],
     ["nearby", "learned", "series", "artifacts", "steps", "carrying"],

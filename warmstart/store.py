@@ -597,7 +597,8 @@ class Store:
 
     def _sweep(self, written: bytes = b"") -> Counter[str]:
         now = self.clock()
-        self.backend.apply(Batch({SWEPT: small(now)}))
+        with contextlib.suppress(StoreFullError):  # sweeping is what helps
+            self.backend.apply(Batch({SWEPT: small(now)}))
         gone = sweep(self.backend, now=now, ttl=self.ttl, budget=self.size_budget, keep=written)
         for reason, number in gone.items():
             self._count(reason, number)
@@ -824,7 +825,8 @@ class Store:
         dict of str to int
             Entries that went, by reason, and journals.
         """
-        self._settle(now=True)
+        with contextlib.suppress(StoreFullError):
+            self._settle(now=True)
         with self.backend.lock("sweep"):
             gone = self._sweep()
         if self.journals is not None:

@@ -35,7 +35,7 @@ from urllib.parse import urlsplit
 import msgspec
 from blake3 import blake3
 
-from warmstart.backends import Batch, Durability, Item, check
+from warmstart.backends import FULL, Batch, Durability, Item, check
 from warmstart.backends.place import make_folder, read_file, sync_folder
 from warmstart.errors import ArgumentError, StoreError, StoreFullError
 from warmstart.pulse import Pulse
@@ -53,7 +53,6 @@ _OVERHEAD = 64
 _DIGEST = 16
 _LEASE = 60.0
 """Seconds after which a lock that nobody renews is free."""
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class _Held(NamedTuple):
@@ -127,7 +126,9 @@ class DirectoryBackend:
         except FileNotFoundError as error:
             raise StoreError(f"there is no store at {self.address}") from error
         except (OSError, UnicodeDecodeError) as error:
-            raise StoreError(f"{self.address} cannot be used as a store: {error}") from error
+            full = isinstance(error, OSError) and error.errno in FULL
+            kind = StoreFullError if full else StoreError
+            raise kind(f"{self.address} cannot be used as a store: {error}") from error
         if text != _FORMAT:
             raise StoreError(f"{self.address} is not a store of this version: FORMAT is {text!r}")
         self._ready = True
@@ -141,6 +142,9 @@ class DirectoryBackend:
             while view:
                 view = view[os.write(descriptor, view) :]
             os.fsync(descriptor)
+        except BaseException:
+            scratch.unlink()  # on a disk that is full it would only be in the way
+            raise
         finally:
             os.close(descriptor)
         return scratch
@@ -158,7 +162,7 @@ class DirectoryBackend:
         except OSError as error:
             if isinstance(error, StoreError):
                 raise
-            kind = StoreFullError if error.errno in _FULL else StoreError
+            kind = StoreFullError if error.errno in FULL else StoreError
             raise kind(f"{self.address} cannot be used: {error}") from error
 
     # Reading what there is
@@ -295,7 +299,8 @@ class DirectoryBackend:
             finally:
                 scratch.unlink(missing_ok=True)
             if sequence is not None and sequence % _GROUP == 0:
-                self._compact()
+                with contextlib.suppress(OSError):  # the batch is there; the next group tries again
+                    self._compact()
             return sequence
 
     def _claim(self, scratch: Path, batch: Batch) -> int | None:

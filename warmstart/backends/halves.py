@@ -51,6 +51,8 @@ HEADER = FRAME.size
 BASE = b"\0base"
 MARK = b"\0mark"
 DONE = b"\0done"
+_READERS = 1024
+_LOCK_SIZE = 128 + 64 * _READERS
 GROUP = 32 << 20
 """Bytes that are promoted in one transaction, about."""
 
@@ -143,6 +145,8 @@ class Half:
             raise lmdb.InvalidError(f"{data.name} is not a file")
         size = max(map_size, 0 if new else 2 * data.stat().st_size)
         locks = not read_only or os.access(folder, os.W_OK)
+        if locks:
+            _allot(folder / "lock.mdb")
         self.env = lmdb.open(
             str(folder),
             map_size=size,
@@ -152,7 +156,7 @@ class Half:
             create=not read_only,
             lock=locks,
             mode=0o600,
-            max_readers=1024,
+            max_readers=_READERS,
             readahead=False,
             max_spare_txns=0,  # a child that closes would free the slots of spare readers
         )
@@ -217,6 +221,23 @@ class Half:
             stat = self.env.stat()
         pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         return int(pages * stat["psize"])
+
+    def spare(self) -> int:
+        """Return the bytes of the pages that are free inside the file, about."""
+        with self.gate:
+            info, stat = self.env.info(), self.env.stat()
+        return int((info["last_pgno"] + 1) * stat["psize"]) - self.size()
+
+
+def _allot(path: Path) -> None:
+    """Give LMDB's lock file its blocks: it is written to through a map, which is fatal without."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        status = os.fstat(descriptor)
+        if min(status.st_size, 512 * status.st_blocks) < _LOCK_SIZE:
+            os.posix_fallocate(descriptor, 0, _LOCK_SIZE)
+    finally:
+        os.close(descriptor)
 
 
 def _checksum(key: bytes, sequence: int, value: Any) -> int:

@@ -44,10 +44,9 @@ from typing import Any
 import lmdb
 from filelock import Timeout
 
-from warmstart.backends import Batch, Durability, Item, check
+from warmstart.backends import FULL, Batch, Durability, Item, check
 from warmstart.backends.halves import (
     FRAME,
-    GROUP,
     HEADER,
     Half,
     age_of,
@@ -73,8 +72,10 @@ __all__ = ["LmdbBackend"]
 _PAUSE = 0.25
 """Seconds for which the promoter lets writes gather."""
 _FLOOR = 8 << 20
-"""Bytes of free disk below which nothing is put: deleting needs pages too (lmdb 0.9.36)."""
+"""Bytes of room below which nothing is put: deleting needs pages too (lmdb 0.9.36)."""
 _CHECK_EVERY = 64
+_FEW = 4
+"""Rows that are moved at a time on a full disk."""
 _DAMAGED = (
     lmdb.CorruptedError,
     lmdb.InvalidError,
@@ -235,9 +236,11 @@ class _Environment:
         except (lmdb.Error, OSError) as error:
             if isinstance(error, StoreError):
                 raise
-            raise StoreError(f"the store {path} cannot be opened: {error}") from error
+            kind = StoreFullError if _says_full(error) else StoreError
+            raise kind(f"the store {path} cannot be opened: {error}") from error
         if not read_only and self.hot.env.stat()["entries"] > 1:
-            self.promote()  # what a process that died could not
+            with contextlib.suppress(StoreFullError):  # it can be read where it is
+                self.promote()  # what a process that died could not
 
     def _open(self, map_size: int) -> None:
         attendance = self.place.attend()
@@ -379,7 +382,11 @@ class _Environment:
         self._writes += 1
         if self._full or self._writes % _CHECK_EVERY == 1:
             free = shutil.disk_usage(self.path).free
-            self._full = free < _FLOOR
+            # Pages that are free inside are room, too: deleting makes some on a full disk. Hot needs
+            # little, for it is emptied again and again.
+            self._full = free < _FLOOR and (
+                free + self.durable.spare() < _FLOOR or free + self.hot.spare() < _FLOOR // 8
+            )
             if self._full:
                 raise StoreFullError(
                     f"the disk of {self.path} has {free >> 20} MiB left: make room, or lower "
@@ -405,8 +412,15 @@ class _Environment:
                 done = self._base + group.number
                 while group.rows:
                     reached = done if group.whole else None
-                    self.durable.write(functools.partial(settle, group=group.rows, done=reached))
-                    self.hot.write(functools.partial(forget, group=group.rows))
+                    try:
+                        self._move(group.rows, reached)
+                    except (lmdb.Error, OSError) as error:
+                        if not _says_full(error):
+                            raise
+                        # Deletions first, a few at a time: each makes room for the next.
+                        rows = sorted(group.rows, key=lambda row: len(row[1]))
+                        for start in range(0, len(rows), _FEW):
+                            self._move(rows[start : start + _FEW], None)
                     if group.whole:
                         break
                     last = group.rows[-1][0]
@@ -415,6 +429,10 @@ class _Environment:
             lock.release()
         return True
 
+    def _move(self, rows: list[tuple[bytes, bytes]], done: int | None) -> None:
+        self.durable.write(functools.partial(settle, group=rows, done=done))
+        self.hot.write(functools.partial(forget, group=rows))
+
     # The rest
 
     @contextlib.contextmanager
@@ -422,23 +440,16 @@ class _Environment:
         """Raise what the engine raises as the protocol's errors."""
         try:
             yield
-        except lmdb.DiskError as error:
-            raise StoreFullError(f"the disk of {self.path} is full or failing: {error}") from error
         except _DAMAGED as error:
             self._doubtful = True
             raise StoreError(
                 f"the store {self.path} is damaged: {error}; it is checked and repaired when all "
                 "processes that use it have ended and one opens it again"
             ) from error
-        except lmdb.Error as error:
-            # A write cut short by a full disk comes out as an input/output error.
-            full = shutil.disk_usage(self.path).free < GROUP
-            kind = StoreFullError if full else StoreError
-            raise kind(f"the store {self.path} failed: {error}") from error
-        except OSError as error:
+        except (lmdb.Error, OSError) as error:
             if isinstance(error, StoreError):
                 raise
-            kind = StoreFullError if error.errno in {errno.ENOSPC, errno.EDQUOT} else StoreError
+            kind = StoreFullError if _says_full(error) else StoreError
             raise kind(f"the store {self.path} failed: {error}") from error
 
     def version(self) -> object:
@@ -458,6 +469,7 @@ class _Environment:
             problems = problems_of(self.place.half(name))
             last = b"\1"
             try:
+                half.read(walk_through)
                 while page := half.read(functools.partial(group_after, last=last)).rows:
                     found += [
                         f"{name}: the frame of {key[:1]!r} {key[1:7].hex()} is damaged"
@@ -488,6 +500,16 @@ class _Environment:
             if not self.read_only:
                 with contextlib.suppress(OSError), self.place.lock("open"):
                     self.place.leave(well=not self._doubtful)
+
+
+def _says_full(error: Exception) -> bool:
+    """Return whether an error of the engine, or of the system, is that of a full disk."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    # The engine tells other errors of the system by their text, and a write that was cut short by
+    # a quota as an input/output error.
+    texts = [os.strerror(number) for number in (*FULL, errno.EIO)]
+    return isinstance(error, lmdb.DiskError) or any(text in str(error) for text in texts)
 
 
 class _Promoter(threading.Thread):

@@ -25,7 +25,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from warmstart.errors import StoreError, WarmstartWarning
+from warmstart.backends import FULL
+from warmstart.errors import StoreError, StoreFullError, WarmstartWarning
 
 __all__ = ["HALVES", "Attendance", "Place", "make_folder", "read_file", "sync_folder"]
 
@@ -144,7 +145,8 @@ class Place:
         except OSError as error:
             if isinstance(error, StoreError):
                 raise
-            raise StoreError(f"{self.path} cannot be used as a store: {error}") from error
+            kind = StoreFullError if error.errno in FULL else StoreError
+            raise kind(f"{self.path} cannot be used as a store: {error}") from error
 
     def _create(self) -> None:
         strangers = sorted(p.name for p in self.path.iterdir() if not p.name.startswith(".FORMAT"))
@@ -229,7 +231,8 @@ class Place:
         rebooted = self._is_rebooted()
         (self.path / "closed").unlink(missing_ok=True)
         if rebooted:
-            self._write("boot", _boot())
+            with contextlib.suppress(OSError):  # a full disk: the next opening checks once more
+                self._write("boot", _boot())
         name = f"{own}-{os.getpid()}-{secrets.token_hex(6)}"
         self._holder = file_lock(self.path / "locks" / "holders" / name)
         self._holder.acquire()
