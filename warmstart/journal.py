@@ -39,6 +39,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from warmstart.backends.place import sync_folder
 from warmstart.codec import MAX_DECODED, decode_payload, encode_payload
 from warmstart.errors import CodecError, RecordError
 from warmstart.fingerprint import Fingerprint
@@ -349,6 +350,7 @@ class Journal:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._map: mmap.mmap | None = None
+        self._named = False
 
     # Reading
 
@@ -485,6 +487,11 @@ class Journal:
         """Return when what was written would survive a power cut."""
         if os.getpid() == self._pid:
             os.fdatasync(self._fd)
+            if not self._named:  # a file without a name is lost all the same
+                for folder in self.path.parents:
+                    with contextlib.suppress(OSError):  # one that may not be listed
+                        sync_folder(folder)
+                self._named = True
 
     def delete(self) -> None:
         """Give back the disk space, when it is closed."""
@@ -512,6 +519,7 @@ class Journal:
         path = self.path.with_name(_file_name(key, self.path.stem[-_RUN_DIGITS:]))
         if path != self.path:
             self.path.rename(path)
+            self._named = False
             with _guard:
                 _held.discard(str(self.path))
                 _held.add(str(path))
@@ -721,7 +729,7 @@ class Shelf:
     def _census(self) -> list[tuple[float, int, Path]]:
         found = []
         for path in self.paths():
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 status = path.stat()
                 found.append((status.st_mtime, status.st_size, path))
         return sorted(found)

@@ -899,7 +899,8 @@ class Recorder:
             if self._next_sync:
                 self._attempt(self.journal.sync)
             end = time.perf_counter()
-            self._next_sync = end + max(self._options.interval, _SHARE * (end - now))
+            # Half of it: what is written until then waits for the next evaluation, and the disk.
+            self._next_sync = end + max(self._options.interval / 2, _SHARE * (end - now))
 
     def _stop_recording(self, why: str) -> None:
         self.recording = False

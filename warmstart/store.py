@@ -414,7 +414,8 @@ class Store(History):
 
     def _sweep(self, written: bytes = b"") -> Counter[str]:
         now = self.clock()
-        self.backend.apply(Batch({SWEPT: small(now)}))
+        with contextlib.suppress(StoreFullError):  # sweeping is what helps
+            self.backend.apply(Batch({SWEPT: small(now)}))
         gone = sweep(self.backend, now=now, ttl=self.ttl, budget=self.size_budget, keep=written)
         for reason, number in gone.items():
             self._count(reason, number)
@@ -668,7 +669,8 @@ class Store(History):
         dict of str to int
             Entries that went, by reason, and journals.
         """
-        self._settle(now=True)
+        with contextlib.suppress(StoreFullError):
+            self._settle(now=True)
         with self.backend.lock("sweep"):
             gone = self._sweep()
         if self.journals is not None:
@@ -743,8 +745,16 @@ class Store(History):
         )
 
     def close(self) -> None:
-        """Write what is pending and let go of files; using the store again opens it again."""
-        self.attempt(lambda: self._settle(now=True), None, writes=True)
+        """Write what is pending and let go of files; using the store again opens it again.
+
+        What is pending are books: unless the store is `strict`, they are given up where they cannot
+        be written, since a ``with`` block is not to end in an exception that its work has not had.
+        """
+        try:
+            self._settle(now=True)
+        except StoreError:
+            if self.strict:
+                raise
         if self.told is not None:
             self.told[1].join(timeout=5.0)  # it writes, too
         self._send_at_exit()

@@ -44,10 +44,9 @@ from typing import Any
 import lmdb
 from filelock import Timeout
 
-from warmstart.backends import Batch, Durability, Item, check
+from warmstart.backends import FULL, Batch, Durability, Item, check
 from warmstart.backends.halves import (
     FRAME,
-    GROUP,
     HEADER,
     Half,
     age_of,
@@ -63,6 +62,7 @@ from warmstart.backends.halves import (
     settle,
     settle_base,
     walk,
+    walk_through,
 )
 from warmstart.backends.place import HALVES, Place
 from warmstart.errors import ArgumentError, StoreError, StoreFullError
@@ -72,8 +72,10 @@ __all__ = ["LmdbBackend"]
 _PAUSE = 0.25
 """Seconds for which the promoter lets writes gather."""
 _FLOOR = 8 << 20
-"""Bytes of free disk below which nothing is put: deleting needs pages too (lmdb 0.9.36)."""
+"""Bytes of room below which nothing is put: deleting needs pages too (lmdb 0.9.36)."""
 _CHECK_EVERY = 64
+_FEW = 4
+"""Rows that are moved at a time on a full disk."""
 _DAMAGED = (
     lmdb.CorruptedError,
     lmdb.InvalidError,
@@ -221,28 +223,34 @@ class _Environment:
         self._promoter: _Promoter | None = None
         self._writes = 0
         self._full = False
+        self._doubtful = False
+        """Damage was met, after which the next opening checks the files."""
         self._opening = next(_openings)
         self.place.prepare()
         try:
             if read_only:
-                self._open_halves(map_size)
+                self._open_to_read(map_size)
             else:
                 with self.place.lock("open"):
                     self._open(map_size)
         except (lmdb.Error, OSError) as error:
             if isinstance(error, StoreError):
                 raise
-            raise StoreError(f"the store {path} cannot be opened: {error}") from error
+            kind = StoreFullError if _says_full(error) else StoreError
+            raise kind(f"the store {path} cannot be opened: {error}") from error
         if not read_only and self.hot.env.stat()["entries"] > 1:
-            self.promote()  # what a process that died could not
+            with contextlib.suppress(StoreFullError):  # it can be read where it is
+                self.promote()  # what a process that died could not
 
     def _open(self, map_size: int) -> None:
         attendance = self.place.attend()
-        if attendance.unclean and not attendance.alive:
-            for name in HALVES:
-                problems = problems_of(self.place.half(name))
-                if problems:
-                    self.place.quarantine(name, problems[0])
+        suspects: tuple[str, ...] = ()
+        if not attendance.alive:
+            suspects = HALVES if attendance.unclean else HALVES[: attendance.rebooted]
+        for name in suspects:
+            problems = problems_of(self.place.half(name))
+            if problems:
+                self.place.quarantine(name, problems[0])
         try:
             self._open_halves(map_size)
         except _DAMAGED as error:
@@ -253,15 +261,52 @@ class _Environment:
                 self.durable.close()
             self.place.quarantine(name, str(error))
             self._open_halves(map_size)
+        for name in suspects:
+            try:
+                self.halves[name].read(walk_through)
+            except _DAMAGED as error:
+                for half in self.halves.values():
+                    half.close()
+                self.place.quarantine(name, str(error))
+                self._open_halves(map_size)
 
     def _open_halves(self, map_size: int) -> None:
-        options: dict[str, Any] = {"map_size": map_size, "read_only": self.read_only}
-        self.durable = Half(self.place.half("durable"), sync=True, **options)
-        self.hot = Half(self.place.half("hot"), sync=False, **options)
         self._base = 0
+        self.durable = Half(
+            self.place.half("durable"), sync=True, map_size=map_size, read_only=self.read_only
+        )
+        self.hot = Half(
+            self.place.half("hot"), sync=False, map_size=map_size, read_only=self.read_only
+        )
         if not self.read_only:
             mark = self.durable.read(read_mark)
             self._base = self.hot.write(lambda txn: settle_base(txn, mark))
+
+    def _open_to_read(self, map_size: int) -> None:
+        """Open without a repair: hot is passed over if a power cut may have damaged it."""
+        found = self.place.look()
+        if found.unclean and (problems := self._problems("durable")):
+            raise StoreError(
+                f"the store {self.path} is damaged ({problems[0]:.200}): it is repaired when it is "
+                "opened to be written"
+            )
+        if found.rebooted or (found.unclean and self._problems("hot")):
+            self.durable = self.hot = Half(
+                self.place.half("durable"), sync=True, map_size=map_size, read_only=True
+            )
+        else:
+            self._open_halves(map_size)
+
+    def _problems(self, name: str) -> list[str]:
+        problems = problems_of(self.place.half(name))
+        # Somebody may have begun to write meanwhile.
+        return [] if problems and self.place.look().alive else problems
+
+    @property
+    def halves(self) -> dict[str, Half]:
+        """Those that are open, by name."""
+        both = {"hot": self.hot, "durable": self.durable}
+        return {"durable": self.durable} if self.hot is self.durable else both
 
     # Reading
 
@@ -337,7 +382,11 @@ class _Environment:
         self._writes += 1
         if self._full or self._writes % _CHECK_EVERY == 1:
             free = shutil.disk_usage(self.path).free
-            self._full = free < _FLOOR
+            # Pages that are free inside are room, too: deleting makes some on a full disk. Hot needs
+            # little, for it is emptied again and again.
+            self._full = free < _FLOOR and (
+                free + self.durable.spare() < _FLOOR or free + self.hot.spare() < _FLOOR // 8
+            )
             if self._full:
                 raise StoreFullError(
                     f"the disk of {self.path} has {free >> 20} MiB left: make room, or lower "
@@ -359,14 +408,30 @@ class _Environment:
             return False
         try:
             with self._trouble():
-                last = b""
-                while group := self.hot.read(lambda txn, last=last: group_after(txn, last)):  # type: ignore[misc]
-                    self.durable.write(lambda txn, group=group: settle(txn, group))  # type: ignore[misc]
-                    self.hot.write(lambda txn, group=group: forget(txn, group))  # type: ignore[misc]
-                    last = group[-1][0]
+                group = self.hot.read(functools.partial(group_after, last=b""))
+                done = self._base + group.number
+                while group.rows:
+                    reached = done if group.whole else None
+                    try:
+                        self._move(group.rows, reached)
+                    except (lmdb.Error, OSError) as error:
+                        if not _says_full(error):
+                            raise
+                        # Deletions first, a few at a time: each makes room for the next.
+                        rows = sorted(group.rows, key=lambda row: len(row[1]))
+                        for start in range(0, len(rows), _FEW):
+                            self._move(rows[start : start + _FEW], None)
+                    if group.whole:
+                        break
+                    last = group.rows[-1][0]
+                    group = self.hot.read(functools.partial(group_after, last=last))
         finally:
             lock.release()
         return True
+
+    def _move(self, rows: list[tuple[bytes, bytes]], done: int | None) -> None:
+        self.durable.write(functools.partial(settle, group=rows, done=done))
+        self.hot.write(functools.partial(forget, group=rows))
 
     # The rest
 
@@ -375,22 +440,16 @@ class _Environment:
         """Raise what the engine raises as the protocol's errors."""
         try:
             yield
-        except lmdb.DiskError as error:
-            raise StoreFullError(f"the disk of {self.path} is full or failing: {error}") from error
         except _DAMAGED as error:
+            self._doubtful = True
             raise StoreError(
                 f"the store {self.path} is damaged: {error}; it is checked and repaired when all "
                 "processes that use it have ended and one opens it again"
             ) from error
-        except lmdb.Error as error:
-            # A write cut short by a full disk comes out as an input/output error.
-            full = shutil.disk_usage(self.path).free < GROUP
-            kind = StoreFullError if full else StoreError
-            raise kind(f"the store {self.path} failed: {error}") from error
-        except OSError as error:
+        except (lmdb.Error, OSError) as error:
             if isinstance(error, StoreError):
                 raise
-            kind = StoreFullError if error.errno in {errno.ENOSPC, errno.EDQUOT} else StoreError
+            kind = StoreFullError if _says_full(error) else StoreError
             raise kind(f"the store {self.path} failed: {error}") from error
 
     def version(self) -> object:
@@ -402,21 +461,26 @@ class _Environment:
 
     def size(self) -> int:
         with self._trouble():
-            return self.hot.size() + self.durable.size()
+            return sum(half.size() for half in self.halves.values())
 
     def verify(self) -> list[str]:
         found = []
-        for name in HALVES:
-            found += [f"{name}: {problem}" for problem in problems_of(self.place.half(name))]
-            half: Half = getattr(self, name)
+        for name, half in self.halves.items():
+            problems = problems_of(self.place.half(name))
             last = b"\1"
-            while page := half.read(lambda txn, last=last: group_after(txn, last)):  # type: ignore[misc]
-                found += [
-                    f"{name}: the frame of {key[:1]!r} {key[1:7].hex()} is damaged"
-                    for key, frame in page
-                    if not is_whole(key, frame)
-                ]
-                last = page[-1][0]
+            try:
+                half.read(walk_through)
+                while page := half.read(functools.partial(group_after, last=last)).rows:
+                    found += [
+                        f"{name}: the frame of {key[:1]!r} {key[1:7].hex()} is damaged"
+                        for key, frame in page
+                        if not is_whole(key, frame)
+                    ]
+                    last = page[-1][0]
+            except _DAMAGED as error:
+                problems.append(str(error))
+            found += [f"{name}: {problem}" for problem in problems]
+            self._doubtful |= bool(problems)
         return found
 
     def close(self) -> None:
@@ -430,12 +494,22 @@ class _Environment:
                 with contextlib.suppress(StoreError):  # it stays in hot, for the next opener
                     self.promote()
         finally:
-            for half in (self.hot, self.durable):
+            for half in self.halves.values():
                 half.gate.close()
                 half.close()
             if not self.read_only:
                 with contextlib.suppress(OSError), self.place.lock("open"):
-                    self.place.leave()
+                    self.place.leave(well=not self._doubtful)
+
+
+def _says_full(error: Exception) -> bool:
+    """Return whether an error of the engine, or of the system, is that of a full disk."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    # The engine tells other errors of the system by their text, and a write that was cut short by
+    # a quota as an input/output error.
+    texts = [os.strerror(number) for number in (*FULL, errno.EIO)]
+    return isinstance(error, lmdb.DiskError) or any(text in str(error) for text in texts)
 
 
 class _Promoter(threading.Thread):
@@ -519,22 +593,22 @@ def _close_all() -> None:
 def _before_fork() -> None:
     _registry_lock.acquire()
     for environment in _registry.values():
-        environment.hot.gate.close()
-        environment.durable.gate.close()
+        for half in environment.halves.values():
+            half.gate.close()
 
 
 def _after_fork_in_parent() -> None:
     for environment in _registry.values():
-        environment.durable.gate.open()
-        environment.hot.gate.open()
+        for half in environment.halves.values():
+            half.gate.open()
     _registry_lock.release()
 
 
 def _after_fork_in_child() -> None:
     for environment in _registry.values():
         environment.gone = True
-        environment.hot.close()
-        environment.durable.close()
+        for half in environment.halves.values():
+            half.close()
     _registry.clear()
     _registry_lock.release()
 
