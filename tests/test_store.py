@@ -242,6 +242,23 @@ class TestSlots:
         assert entries[0].payload == b"40"
         assert store.latest(KEY).payload == b"99"
 
+    def test_a_run_that_becomes_the_best_does_not_make_room(self, store, monkeypatch):
+        """The worst of eight runs improves while a ninth is about to take its place: it stays."""
+        runs = [new_run_id() for _ in range(8)]
+        for objective, run in enumerate(runs):
+            store.put(entry(float(objective), run=run))
+        plain, late = store.backend.scan, [entry(-1.0, run=runs[-1])]
+
+        def scan(*arguments, **options):
+            found = plain(*arguments, **options)
+            if late:
+                store.put(late.pop())
+            return found
+
+        monkeypatch.setattr(store.backend, "scan", scan)
+        assert store.put(entry(5.5))
+        assert store.best(KEY).objective == -1.0
+
 
 class TestDamage:
     """Bytes are never trusted."""
