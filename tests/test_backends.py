@@ -392,6 +392,24 @@ backend.close()
         assert backend.verify() == []
         backend.close()
 
+    def test_files_that_are_written_to_are_sound(self, place):
+        """`verify` finds nothing wrong with files to which another process writes meanwhile."""
+        writer = start_writer(place, "busy")
+        for _ in range(5):
+            writer.stdout.readline()
+        backend, reader = LmdbBackend(place), LmdbBackend(place, read_only=True)
+        try:
+            for _ in range(20):
+                assert backend.verify() == []
+            backend.close()
+            for _ in range(20):
+                assert reader.verify() == []
+        finally:
+            writer.kill()
+            writer.communicate()
+            reader.close()
+            backend.close()
+
     def test_stale_readers_do_not_accumulate(self, place):
         """Readers killed in the middle of a transaction leave the table at the next opening."""
         code = """

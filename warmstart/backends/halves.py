@@ -52,6 +52,10 @@ GROUP = 32 << 20
 """Bytes that are promoted in one transaction, about."""
 
 
+_LOOKS = 10
+"""How often a reader looks for an instant at which nobody writes, before it says nothing."""
+
+
 class Gate:
     """Lets transactions in together, and growth of the map in alone.
 
@@ -134,6 +138,7 @@ class Half:
 
     def __init__(self, folder: Path, *, sync: bool, map_size: int, read_only: bool) -> None:
         self.gate = Gate()
+        self._folder = folder
         data = folder / "data.mdb"
         size = max(map_size, 2 * data.stat().st_size if data.exists() else 0)
         locks = not read_only or os.access(folder, os.W_OK)
@@ -209,6 +214,26 @@ class Half:
             stat = self.env.stat()
         pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         return int(pages * stat["psize"])
+
+    def problems(self) -> list[str]:
+        """Return what is structurally wrong with the data file, which others may be writing to.
+
+        A file that is written to while it is read looks damaged. What is found is looked for
+        again with the writers held up; a reader looks for an instant at which nobody wrote.
+        """
+        found = problems_of(self._folder)
+        if found and self.turn is not None:
+            return self.write(lambda _: problems_of(self._folder))
+        for _ in range(_LOOKS):
+            before = self._last()
+            found = found and problems_of(self._folder)
+            if not found or self._last() == before:
+                return found
+        return []  # nobody can say; each frame has a checksum of its own
+
+    def _last(self) -> int:
+        with self.gate:
+            return int(self.env.info()["last_txnid"])
 
 
 def _checksum(key: bytes, sequence: int, value: Any) -> int:
@@ -326,7 +351,7 @@ def forget(txn: lmdb.Transaction, group: list[tuple[bytes, bytes]]) -> None:
 
 
 def problems_of(folder: Path) -> list[str]:
-    """Return what is structurally wrong with a data file that nobody has open for writing.
+    """Return what is structurally wrong with a data file that nobody writes to.
 
     A truncated file ends the process with SIGBUS when it is mapped, so this reads it as a
     file. It came with lmdb 3; older versions cannot tell.

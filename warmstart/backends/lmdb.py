@@ -407,8 +407,8 @@ class _Environment:
     def verify(self) -> list[str]:
         found = []
         for name in HALVES:
-            found += [f"{name}: {problem}" for problem in problems_of(self.place.half(name))]
             half: Half = getattr(self, name)
+            found += [f"{name}: {problem}" for problem in half.problems()]
             last = b"\1"
             while page := half.read(lambda txn, last=last: group_after(txn, last)):  # type: ignore[misc]
                 found += [
