@@ -23,6 +23,7 @@ from hypothesis import settings
 
 from warmstart import StoreError, StoreFullError
 from warmstart.backends import Batch, Durability
+from warmstart.backends import halves
 from warmstart.backends import lmdb as lmdb_module
 from warmstart.backends import place as place_module
 from warmstart.backends.lmdb import LmdbBackend
@@ -391,6 +392,15 @@ backend.close()
         }
         assert backend.verify() == []
         backend.close()
+
+    def test_a_map_that_others_outgrow_while_it_is_opened(self, backend, place):
+        """A half that has grown since its file was measured is opened all the same."""
+        for n in range(20):
+            backend.apply(Batch({b"k%d" % n: bytes(100_000)}), Durability.POWER)
+        backend.close()
+        environment = halves._opened(place / "durable", 1 << 16, readonly=True)
+        assert environment.stat()["entries"] > 20
+        environment.close()
 
     def test_files_that_are_written_to_are_sound(self, place):
         """`verify` finds nothing wrong with files to which another process writes meanwhile."""

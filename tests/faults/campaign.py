@@ -15,7 +15,9 @@ __all__ = ["CAMPAIGNS", "Outcome", "Say"]
 Say = Callable[[int], None]
 """Told how many of the amount are done."""
 
-CAMPAIGNS: dict[str, tuple[int, int]] = {}
+CAMPAIGNS: dict[str, tuple[int, int]] = {
+    "kills": (2_000, 60),
+}
 """Modules of this folder, in the order in which they run: the full amount, and the short one."""
 
 

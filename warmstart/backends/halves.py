@@ -142,9 +142,9 @@ class Half:
         data = folder / "data.mdb"
         size = max(map_size, 2 * data.stat().st_size if data.exists() else 0)
         locks = not read_only or os.access(folder, os.W_OK)
-        self.env = lmdb.open(
-            str(folder),
-            map_size=size,
+        self.env = _opened(
+            folder,
+            size,
             sync=sync,
             metasync=sync,
             readonly=read_only,
@@ -234,6 +234,15 @@ class Half:
     def _last(self) -> int:
         with self.gate:
             return int(self.env.info()["last_txnid"])
+
+
+def _opened(folder: Path, map_size: int, **options: Any) -> lmdb.Environment:
+    """Return an environment, with a larger map if others have outgrown the one that was meant."""
+    while True:
+        try:
+            return lmdb.open(str(folder), map_size=map_size, **options)
+        except lmdb.MapResizedError:
+            map_size *= 2
 
 
 def _checksum(key: bytes, sequence: int, value: Any) -> int:
