@@ -22,8 +22,7 @@ from backend_contract import BackendContract, machine_over, write_one, write_sha
 from hypothesis import settings
 
 from warmstart import StoreError, StoreFullError
-from warmstart.backends import Batch, Durability
-from warmstart.backends import halves
+from warmstart.backends import Batch, Durability, halves
 from warmstart.backends import lmdb as lmdb_module
 from warmstart.backends import place as place_module
 from warmstart.backends.lmdb import LmdbBackend
