@@ -357,6 +357,22 @@ class TestBounds:
             assert left <= {1, 2, 3} or {1, 2, 3} <= left
             assert not left & set(range(4, 30))
 
+    def test_what_is_pinned_during_a_sweep_stays(self, where, monkeypatch):
+        """A fit that is pinned after a sweep has looked at it is not swept."""
+        with Store(where, size_budget=1, entry_budget=10_000) as store:
+            store.put(final(key=key_of("pinned")))
+            plain = store.backend.scan
+
+            def scan(prefix, **options):
+                found = plain(prefix, **options)
+                if prefix == b"e":
+                    store.pin(key_of("pinned"))
+                return found
+
+            monkeypatch.setattr(store.backend, "scan", scan)
+            store.gc()
+            assert store.best(key_of("pinned")) is not None
+
     def test_pinned_entries_stay(self, where):
         """A pinned fit survives any budget, and goes when it is unpinned."""
         rng = np.random.default_rng(3)

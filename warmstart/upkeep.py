@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -146,7 +147,7 @@ def sweep(
     Notes
     -----
     Reads every head once: 2 s for a million entries (LMDB, 2026-11). Every deletion holds only
-    if the row has not moved since, so a writer that is faster wins.
+    if the row has not moved since, nor its key been pinned, so a writer that is faster wins.
     """
     gone: Counter[str] = Counter()
     stamps = {
@@ -225,12 +226,21 @@ def _make_room(backend: Backend, victims: list[Item], budget: int, gone: Counter
 def _delete(backend: Backend, doomed: list[tuple[Item, str]], gone: Counter[str]) -> None:
     for start in range(0, len(doomed), _BATCH):
         part = doomed[start : start + _BATCH]
-        conditions: dict[bytes, int | None] = {item.key: item.sequence for item, _ in part}
-        if backend.apply(Batch(deletes=[*conditions], conditions=conditions)) is not None:
+        conditions = {row: held for item, why in part for row, held in _if_doomed(item, why)}
+        deletes = [item.key for item, _ in part]
+        if backend.apply(Batch(deletes=deletes, conditions=conditions)) is not None:
             gone.update(reason for _, reason in part)
             continue
-        for item, reason in part:  # one of them has moved: each by itself
-            gone[reason] += _delete_if_unmoved(backend, item)
+        for item, reason in part:  # one of them has moved, or was pinned: each by itself
+            batch = Batch(deletes=[item.key], conditions=dict(_if_doomed(item, reason)))
+            gone[reason] += backend.apply(batch) is not None
+
+
+def _if_doomed(item: Item, reason: str) -> Iterator[tuple[bytes, int | None]]:
+    """Yield on what conditions a record goes: it has not moved, nor been pinned meanwhile."""
+    yield item.key, item.sequence
+    if reason != "damaged":
+        yield pin_row(item.key[1:33]), None
 
 
 def _delete_if_unmoved(backend: Backend, item: Item) -> bool:
