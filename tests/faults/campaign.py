@@ -17,6 +17,7 @@ Say = Callable[[int], None]
 
 CAMPAIGNS: dict[str, tuple[int, int]] = {
     "kills": (2_000, 60),
+    "histories": (1_000, 12),
 }
 """Modules of this folder, in the order in which they run: the full amount, and the short one."""
 
