@@ -27,6 +27,7 @@ import warmstart
 from warmstart import (
     ArgumentError,
     ExperimentLookupError,
+    FitSpec,
     Policy,
     RecordError,
     RunInfo,
@@ -1102,6 +1103,21 @@ class TestKeeping:
         store.gc()
         assert store.backend.size() <= 4 << 20
         assert store.runs()[0].load_artifact("a")
+
+    def test_the_history_of_fits_leaves_room_for_entries(self, tmp_path):
+        """However many fits there were, half of the budget is for their entries."""
+        with Store(tmp_path / "store", size_budget=300_000) as store:
+            with store.run(name="made by hand"):
+                pass
+            for number in range(1500):
+                with store.session(FitSpec(model=f"fit {number}")) as session:
+                    session.finalize(np.zeros(10), float(number))
+            store.gc()
+            assert store.backend.size() <= 300_000
+            stats = store.stats()
+            assert stats.entries > 50
+            assert 50 < stats.runs < 600
+            assert len(store.runs([("name", "eq", "made by hand")])) == 1
 
     def test_verify_reads_all_of_it(self, store):
         """E21: every row is sealed and checked."""

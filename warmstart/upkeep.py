@@ -38,6 +38,8 @@ _FILL = 0.9
 _ORPHAN_AGE = 86_400.0
 """Seconds for which the row of a run without entries is kept: it may still write one."""
 _BATCH = 2000
+_SHARE = 0.5
+"""Part of the budget that the history of fits may have, before their entries make room for it."""
 _LEFT = (b"m", b"i", b"c")
 """Rows that runs leave besides entries: series, states, artifacts."""
 
@@ -169,12 +171,60 @@ def sweep(
                 live.append(slot)
     _delete(backend, doomed, gone)
     if backend.size() > budget:
+        _forget_fits(backend, budget)
+    if backend.size() > budget:
         live.sort(key=lambda s: (s.key in stamps, stamps.get(s.key, 0.0), s.item.sequence))
         _make_room(backend, [slot.item for slot in live], budget, gone)
     _delete_orphans(backend, now, ttl)
     if backend.size() > budget:  # what runs have left besides entries, the oldest first
         _shorten_runs(backend, budget)
     return gone
+
+
+def _forget_fits(backend: Backend, budget: int) -> None:
+    """Forget how the oldest fits went, if what all have left has more than its share.
+
+    Every fit leaves a row or two, and its entry may be gone long since: in time these would
+    take all of the budget, and no entry be kept. Runs that people made, or said something of,
+    are theirs.
+    """
+    kept = {item.key[33:49] for item in pages(backend, b"e", head=1)}
+    kept |= {item.key[1:17] for item in pages(backend, b"d", head=1)}
+    left: dict[bytes, list[Item]] = {}
+    for item in pages(backend, info_row(""), head=None):
+        info = read_small(item, RunInfo)
+        if info is not None and info.key and info.status != "running" and item.key[1:] not in kept:
+            left[item.key[1:]] = [item]
+    for letter in _LEFT:
+        for item in pages(backend, letter, head=1):
+            if item.key[1:17] in left:
+                left[item.key[1:17]].append(item)
+    excess = sum(_cost(item.size) for items in left.values() for item in items) - _SHARE * budget
+    if excess <= 0:
+        return
+    excess += (1.0 - _FILL) * budget
+    doomed: list[Item] = []
+    for run in sorted(left):  # by age
+        if excess <= 0:
+            break
+        excess -= sum(_cost(item.size) for item in left[run])
+        doomed += left[run]
+    _delete_left(backend, doomed)
+    backend.flush()  # only what has reached the durable part shows in its size
+
+
+def _delete_left(backend: Backend, items: list[Item]) -> None:
+    """Delete what runs have left."""
+    plain = [item for item in items if item.key[:1] != b"c"]
+    for item in items:
+        if item.key[:1] == b"c":
+            artifacts.delete(backend, item.key[1:17].hex(), item.key[17:].decode())
+    for start in range(0, len(plain), _BATCH):
+        part = plain[start : start + _BATCH]
+        conditions: dict[bytes, int | None] = {item.key: item.sequence for item in part}
+        if backend.apply(Batch(deletes=[*conditions], conditions=conditions)) is None:
+            for item in part:
+                _delete_if_unmoved(backend, item)
 
 
 def _shorten_runs(backend: Backend, budget: int) -> None:
@@ -288,11 +338,7 @@ def _delete_orphans(backend: Backend, now: float, ttl: float | None) -> None:
         if (read_small(item, Lease) or Lease("", "", 0.0)).until < now - _ORPHAN_AGE
     ]
     orphans += [item for item in pages(backend, b"j", head=8) if written_at(item.value) < oldest]
-    for item in orphans + lost:
-        if item.key[:1] == b"c":
-            artifacts.delete(backend, item.key[1:17].hex(), item.key[17:].decode())
-        else:
-            _delete_if_unmoved(backend, item)
+    _delete_left(backend, orphans + lost)
     nearby.sweep(backend, keys)
     for item in learned.orphans(backend):
         _delete_if_unmoved(backend, item)
