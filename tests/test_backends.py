@@ -392,6 +392,23 @@ backend.close()
         assert backend.verify() == []
         backend.close()
 
+    def test_a_killed_reader_does_not_make_files_grow(self, backend, place):
+        """A process that writes on and on frees the pages that a killed reader holds."""
+        backend.apply(Batch({b"k": b"v"}), Durability.POWER)
+        code = """
+backend = LmdbBackend(sys.argv[1])
+environment = backend._environment
+work = lambda txn: environment.durable.read(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+environment.hot.read(work)
+"""
+        assert in_child(code, place, check=False).returncode == -signal.SIGKILL
+        for n in range(300):
+            backend.apply(Batch({b"k%d" % (n % 10): bytes(20_000)}))
+            if n % 10 == 0:
+                backend.flush()
+        for half in ("hot", "durable"):
+            assert (place / half / "data.mdb").stat().st_size < 2_000_000
+
     def test_a_map_that_others_outgrow_while_it_is_opened(self, backend, place):
         """A half that has grown since its file was measured is opened all the same."""
         for n in range(20):

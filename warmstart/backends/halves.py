@@ -202,6 +202,14 @@ class Half:
         with self.gate.alone():
             self.env.set_mapsize(0)
 
+    def release_dead_readers(self) -> None:
+        """Free the slots of readers that were killed: they keep pages from being used again.
+
+        Without it the files of a process that writes on and on grow without end.
+        """
+        with self.gate:
+            self.env.reader_check()
+
     def close(self) -> None:
         """Let go of the environment; nothing of it may be running."""
         self.env.close()

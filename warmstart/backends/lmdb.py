@@ -359,6 +359,8 @@ class _Environment:
             return False
         try:
             with self._trouble():
+                self.hot.release_dead_readers()
+                self.durable.release_dead_readers()
                 last = b""
                 while group := self.hot.read(lambda txn, last=last: group_after(txn, last)):  # type: ignore[misc]
                     self.durable.write(lambda txn, group=group: settle(txn, group))  # type: ignore[misc]
