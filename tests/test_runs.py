@@ -1104,6 +1104,15 @@ class TestKeeping:
         assert store.backend.size() <= 4 << 20
         assert store.runs()[0].load_artifact("a")
 
+    def test_runs_that_are_swept_while_they_are_listed_are_left_out(self, store):
+        with store.run(name="swept"):
+            pass
+        with store.run(name="kept") as kept:
+            pass
+        found = store.runs()
+        store.backend.apply(Batch(deletes=[info_row(found[-1].id)]))
+        assert [row["run"] for row in found.to_dicts()] == [kept.id]
+
     def test_the_history_of_fits_leaves_room_for_entries(self, tmp_path):
         """However many fits there were, half of the budget is for their entries."""
         with Store(tmp_path / "store", size_budget=300_000) as store:
