@@ -22,7 +22,7 @@ from backend_contract import BackendContract, machine_over, write_one, write_sha
 from hypothesis import settings
 
 from warmstart import StoreError, StoreFullError
-from warmstart.backends import Batch, Durability
+from warmstart.backends import Batch, Durability, halves
 from warmstart.backends import lmdb as lmdb_module
 from warmstart.backends import place as place_module
 from warmstart.backends.lmdb import LmdbBackend
@@ -436,6 +436,50 @@ backend.close()
         }
         assert backend.verify() == []
         backend.close()
+
+    def test_a_killed_reader_does_not_make_files_grow(self, backend, place):
+        """A process that writes on and on frees the pages that a killed reader holds."""
+        backend.apply(Batch({b"k": b"v"}), Durability.POWER)
+        code = """
+backend = LmdbBackend(sys.argv[1])
+environment = backend._environment
+work = lambda txn: environment.durable.read(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+environment.hot.read(work)
+"""
+        assert in_child(code, place, check=False).returncode == -signal.SIGKILL
+        for n in range(300):
+            backend.apply(Batch({b"k%d" % (n % 10): bytes(20_000)}))
+            if n % 10 == 0:
+                backend.flush()
+        for half in ("hot", "durable"):
+            assert (place / half / "data.mdb").stat().st_size < 2_000_000
+
+    def test_a_map_that_others_outgrow_while_it_is_opened(self, backend, place):
+        """A half that has grown since its file was measured is opened all the same."""
+        for n in range(20):
+            backend.apply(Batch({b"k%d" % n: bytes(100_000)}), Durability.POWER)
+        backend.close()
+        environment = halves._opened(place / "durable", 1 << 16, readonly=True)
+        assert environment.stat()["entries"] > 20
+        environment.close()
+
+    def test_files_that_are_written_to_are_sound(self, place):
+        """`verify` finds nothing wrong with files to which another process writes meanwhile."""
+        writer = start_writer(place, "busy")
+        for _ in range(5):
+            writer.stdout.readline()
+        backend, reader = LmdbBackend(place), LmdbBackend(place, read_only=True)
+        try:
+            for _ in range(20):
+                assert backend.verify() == []
+            backend.close()
+            for _ in range(20):
+                assert reader.verify() == []
+        finally:
+            writer.kill()
+            writer.communicate()
+            reader.close()
+            backend.close()
 
     def test_stale_readers_do_not_accumulate(self, place):
         """Readers killed in the middle of a transaction leave the table at the next opening."""

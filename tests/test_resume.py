@@ -368,6 +368,26 @@ class TestTraps:
         plain = scipy.optimize.curve_fit(lambda t, a, b: a * np.exp(-b * t), t, y + 1e-6, p0=[1, 1])
         assert same(plain, tuple(result))
 
+    @pytest.mark.parametrize("name", ["basinhopping", "shgo"])
+    def test_changed_data_of_the_local_minimizer_are_another_fit(self, store, name):
+        """What stands in `minimizer_kwargs` as ``args`` is data as much as ``args`` is."""
+
+        def valley(x, center):
+            return float(np.sum((x - center) ** 2 + np.cos(3.0 * x)))
+
+        def fit(module, center):
+            rest = {"method": "BFGS", "args": (center,)}
+            if name == "shgo":
+                box = [(-3.0, 3.0)] * 2
+                return module.shgo(valley, box, args=(center,), minimizer_kwargs=rest)
+            return module.basinhopping(valley, [0.5, 0.5], niter=5, rng=1, minimizer_kwargs=rest)
+
+        with using(store=store, journal=True) as fits:
+            fit(optimize, 1.0)
+            result = fit(optimize, 1.5)
+        assert fits[-1].source == "cold"
+        assert same(fit(scipy.optimize, 1.5), result)
+
     def test_a_changed_function_under_a_name_is_probed(self, store):
         """Where a name stands for the model, a recorded point done again shows the change."""
 

@@ -1122,6 +1122,30 @@ class TestKeeping:
         assert store.run_info(session.run_id).status == "completed"
         first.complete()
 
+    def test_runs_that_are_swept_while_they_are_listed_are_left_out(self, store):
+        with store.run(name="swept"):
+            pass
+        with store.run(name="kept") as kept:
+            pass
+        found = store.runs()
+        store.backend.apply(Batch(deletes=[info_row(found[-1].id)]))
+        assert [row["run"] for row in found.to_dicts()] == [kept.id]
+
+    def test_the_history_of_fits_leaves_room_for_entries(self, tmp_path):
+        """However many fits there were, half of the budget is for their entries."""
+        with Store(tmp_path / "store", size_budget=300_000) as store:
+            with store.run(name="made by hand"):
+                pass
+            for number in range(1500):
+                with store.session(FitSpec(model=f"fit {number}")) as session:
+                    session.finalize(np.zeros(10), float(number))
+            store.gc()
+            assert store.backend.size() <= 300_000
+            stats = store.stats()
+            assert stats.entries > 50
+            assert 50 < stats.runs < 600
+            assert len(store.runs([("name", "eq", "made by hand")])) == 1
+
     def test_verify_reads_all_of_it(self, store):
         """E21: every row is sealed and checked."""
         with store.run(params={"a": 1}) as run:

@@ -242,6 +242,23 @@ class TestSlots:
         assert entries[0].payload == b"40"
         assert store.latest(KEY).payload == b"99"
 
+    def test_a_run_that_becomes_the_best_does_not_make_room(self, store, monkeypatch):
+        """The worst of eight runs improves while a ninth is about to take its place: it stays."""
+        runs = [new_run_id() for _ in range(8)]
+        for objective, run in enumerate(runs):
+            store.put(entry(float(objective), run=run))
+        plain, late = store.backend.scan, [entry(-1.0, run=runs[-1])]
+
+        def scan(*arguments, **options):
+            found = plain(*arguments, **options)
+            if late:
+                store.put(late.pop())
+            return found
+
+        monkeypatch.setattr(store.backend, "scan", scan)
+        assert store.put(entry(5.5))
+        assert store.best(KEY).objective == -1.0
+
 
 class TestDamage:
     """Bytes are never trusted."""
@@ -339,6 +356,22 @@ class TestBounds:
             assert left
             assert left <= {1, 2, 3} or {1, 2, 3} <= left
             assert not left & set(range(4, 30))
+
+    def test_what_is_pinned_during_a_sweep_stays(self, where, monkeypatch):
+        """A fit that is pinned after a sweep has looked at it is not swept."""
+        with Store(where, size_budget=1, entry_budget=10_000) as store:
+            store.put(final(key=key_of("pinned")))
+            plain = store.backend.scan
+
+            def scan(prefix, **options):
+                found = plain(prefix, **options)
+                if prefix == b"e":
+                    store.pin(key_of("pinned"))
+                return found
+
+            monkeypatch.setattr(store.backend, "scan", scan)
+            store.gc()
+            assert store.best(key_of("pinned")) is not None
 
     def test_pinned_entries_stay(self, where):
         """A pinned fit survives any budget, and goes when it is unpinned."""

@@ -16,6 +16,7 @@ from warmstart import learned
 from warmstart.errors import ArgumentError, RunLookupError
 from warmstart.report import Out, ago, table
 from warmstart.run import Run
+from warmstart.search import told
 from warmstart.store import Store
 
 __all__ = ["add", "count", "show"]
@@ -66,7 +67,7 @@ def _row(run: Run) -> dict[str, Any]:
 def _ls(parsed: argparse.Namespace, out: Out) -> int:
     with _open(parsed) as store:
         found = store.runs(parsed.where, experiment=parsed.experiment)
-        rows = [_row(run) for run in found]
+        rows = told(found, _row)
         now = store.clock()
         hits = learned.savings(store.backend)
     if parsed.sort != "started":

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
 from warmstart.backends import Batch
-from warmstart.errors import ArgumentError
+from warmstart.errors import ArgumentError, RunLookupError
 from warmstart.experiment import Experiment, default, experiments, get_experiment
 from warmstart.rows import RunInfo, info_row, pages, read_small, small
 from warmstart.run import STATUSES, Document, Run, checked, dead, document_row, get_run
 from warmstart.store import Store
 
-__all__ = ["Runs", "condition", "find_runs", "import_runs", "infos"]
+__all__ = ["Runs", "condition", "find_runs", "import_runs", "infos", "told"]
 
+_T = TypeVar("_T")
 _TESTS: dict[str, Callable[[Any, Any], bool]] = {
     "eq": operator.eq,
     "ne": operator.ne,
@@ -174,12 +176,21 @@ def find_runs(
     return Runs(found)
 
 
+def told(runs: Iterable[Run], tell: Callable[[Run], _T]) -> list[_T]:
+    """Return what `tell` says of each run; one that was swept meanwhile is left out."""
+    found = []
+    for run in runs:
+        with contextlib.suppress(RunLookupError):
+            found.append(tell(run))
+    return found
+
+
 class Runs(list[Run]):
     """Runs that were found: a list, a table, JSON."""
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return `Run.to_dict` of each."""
-        return [run.to_dict() for run in self]
+        """Return `Run.to_dict` of each; one that was swept meanwhile is left out."""
+        return told(self, Run.to_dict)
 
     def to_json(self) -> str:
         """Return all as a JSON list."""

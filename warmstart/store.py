@@ -369,13 +369,15 @@ class Store(History):
             place, stale = slot_for(entry, own)
             if place is None:
                 return False
-            if not own:
-                stale += _surplus(held)
-            # The run's own slots must not have moved since they were read.
+            # Slots of the run, and of those that make room, must not have moved since they were
+            # read: what was the worst run may have become the best.
             conditions = {
                 prefix + name: own[name].item.sequence if name in own else None
                 for name in (BEST, FINAL, LATEST)
             }
+            for slot in [] if own else _surplus(held):
+                stale += [slot.item.key, info_row(slot.run)]
+                conditions[slot.item.key] = slot.item.sequence
             puts = {prefix + place: record, **extra}
             if tier is not None:
                 indexed = entry.key.digest if rows else None
@@ -983,10 +985,9 @@ def _checked(key: Fingerprint) -> Fingerprint:
     return key
 
 
-def _surplus(held: list[Slot]) -> list[bytes]:
-    """Return the rows of the worst runs of a key that has no room for another run."""
+def _surplus(held: list[Slot]) -> list[Slot]:
+    """Return the slots of the worst runs of a key that has no room for another run."""
     tag = producer_tag(environment())
     ranked = sorted((slot for slot in held if slot.head is not None), key=lambda s: rank(s, tag))
     worst = set(list(dict.fromkeys(slot.run for slot in ranked))[_MAX_RUNS - 1 :])
-    rows = [slot.item.key for slot in ranked if slot.run in worst]
-    return rows + [info_row(run) for run in worst]
+    return [slot for slot in ranked if slot.run in worst]

@@ -307,7 +307,7 @@ class Surface:
                 if self.random and value != 1:  # changes how differential evolution updates
                     settings["workers"] = "many"
             elif name in BAGS and isinstance(value, dict):
-                self._open(name, value, model, settings)
+                self._open(name, value, (model, data, settings))
             elif name not in self.hidden and name not in _RANDOM:
                 settings[name] = value
         if place:
@@ -316,15 +316,15 @@ class Surface:
             settings["rng"] = identity(bound)
         return model, data, settings
 
-    @staticmethod
-    def _open(
-        name: str, bag: dict[str, Any], model: dict[str, Any], settings: dict[str, Any]
-    ) -> None:
+    def _open(self, name: str, bag: dict[str, Any], parts: tuple[dict[str, Any], ...]) -> None:
         """Sort a dict of arguments: functions are the model, workers are nobody's business."""
+        model, data, settings = parts
         rest = {}
         for key, value in bag.items():
             if key in GROUPS or (key in ROLES and callable(value)):
                 model[f"{name}.{key}"] = value
+            elif key in self.data:
+                data[f"{name}.{key}"] = value
             elif key != "workers":
                 rest[key] = value
         settings[name] = rest

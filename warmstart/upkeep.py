@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -149,7 +150,7 @@ def sweep(
     Notes
     -----
     Reads every head once: 2 s for a million entries (LMDB, 2026-11). Every deletion holds only
-    if the row has not moved since, so a writer that is faster wins.
+    if the row has not moved since, nor its key been pinned, so a writer that is faster wins.
     """
     gone: Counter[str] = Counter()
     stamps = {
@@ -191,15 +192,21 @@ def _shorten_runs(backend: Backend, budget: int, *, spared: int) -> None:
     del victims[: int(np.searchsorted(newest, spared, side="right"))]
     backend.flush()
     while victims and (excess := backend.size() - int(_FILL * budget)) > 0:
+        doomed = []
         while victims and excess > 0:
-            item = victims.pop()
-            excess -= _cost(item.size)
-            if item.key[:1] == b"c":
-                run, name = item.key[1:17].hex(), item.key[17:].decode()
-                excess -= _cost(artifacts.delete(backend, run, name))
-            else:
-                _delete_if_unmoved(backend, item)
+            doomed.append(victims.pop())
+            excess -= _occupied(doomed[-1])
+        _delete_left(backend, doomed)
         backend.flush()  # only what has reached the durable part shows in its size
+
+
+def _delete_left(backend: Backend, items: list[Item]) -> None:
+    """Delete what runs have left."""
+    for item in items:
+        if item.key[:1] == b"c":
+            artifacts.delete(backend, item.key[1:17].hex(), item.key[17:].decode())
+    plain = [(item, "left") for item in items if item.key[:1] != b"c"]
+    _delete(backend, plain, Counter())
 
 
 def _occupied(item: Item) -> int:
@@ -209,27 +216,33 @@ def _occupied(item: Item) -> int:
 
 
 def _left_by_runs(backend: Backend) -> list[Item]:
-    """Return all that runs which are not running have left besides entries, the oldest last.
+    """Return all that runs which are not running have left besides entries, what goes first last.
 
-    What tells of a run goes after all else that it has left, and not while it has an entry.
+    The runs of fits go before those that people made or said something of, the oldest first; what
+    tells of a run goes after all else that it has left, and not while it has an entry.
     """
     kept = {item.key[33:49] for item in pages(backend, b"e", head=1)}
-    running, ended = set(), []
+    told = list(pages(backend, b"d", head=1))
+    running, ended, fits = set(), [], set()
     for item in pages(backend, info_row(""), head=None):
         info = read_small(item, RunInfo)
         if info is not None and info.status == "running":
             running.add(item.key[1:])
         else:
             ended.append(item)
+            if info is not None and info.key:
+                fits.add(item.key[1:])
+    fits -= {item.key[1:17] for item in told}
     found = [item for letter, head in _LEFT.items() for item in pages(backend, letter, head=head)]
-    found += [item for item in (*pages(backend, b"d", head=1), *ended) if item.key[1:] not in kept]
+    found += [item for item in (*told, *ended) if item.key[1:] not in kept]
     aged = [
-        (_started(item.key[1:17]), "rd".find(chr(item.key[0])), item)
+        (run not in fits, _started(run), run, "rd".find(chr(item.key[0])), item)
         for item in found
-        if item.key[1:17] not in running
+        if (run := item.key[1:17]) not in running
     ]
-    aged += [(written_at(item.value), -1, item) for item in pages(backend, b"j", head=8)]
-    aged.sort(key=lambda one: one[:2], reverse=True)
+    journals = pages(backend, b"j", head=8)
+    aged += [(False, written_at(item.value), b"", -1, item) for item in journals]
+    aged.sort(key=lambda one: (one[0], one[1], one[2], -one[3]), reverse=True)
     return [item for *_, item in aged]
 
 
@@ -250,12 +263,21 @@ def _make_room(backend: Backend, victims: list[Item], budget: int, gone: Counter
 def _delete(backend: Backend, doomed: list[tuple[Item, str]], gone: Counter[str]) -> None:
     for start in range(0, len(doomed), _BATCH):
         part = doomed[start : start + _BATCH]
-        conditions: dict[bytes, int | None] = {item.key: item.sequence for item, _ in part}
-        if backend.apply(Batch(deletes=[*conditions], conditions=conditions)) is not None:
+        conditions = {row: held for item, why in part for row, held in _if_doomed(item, why)}
+        deletes = [item.key for item, _ in part]
+        if backend.apply(Batch(deletes=deletes, conditions=conditions)) is not None:
             gone.update(reason for _, reason in part)
             continue
-        for item, reason in part:  # one of them has moved: each by itself
-            gone[reason] += _delete_if_unmoved(backend, item)
+        for item, reason in part:  # one of them has moved, or was pinned: each by itself
+            batch = Batch(deletes=[item.key], conditions=dict(_if_doomed(item, reason)))
+            gone[reason] += backend.apply(batch) is not None
+
+
+def _if_doomed(item: Item, reason: str) -> Iterator[tuple[bytes, int | None]]:
+    """Yield on what conditions a record goes: it has not moved, nor been pinned meanwhile."""
+    yield item.key, item.sequence
+    if reason != "damaged":
+        yield pin_row(item.key[1:33]), None
 
 
 def _delete_if_unmoved(backend: Backend, item: Item) -> bool:
@@ -303,11 +325,7 @@ def _delete_orphans(backend: Backend, now: float, ttl: float | None) -> None:
         if (read_small(item, Lease) or Lease("", "", 0.0)).until < now - _ORPHAN_AGE
     ]
     orphans += [item for item in pages(backend, b"j", head=8) if written_at(item.value) < oldest]
-    for item in orphans + lost:
-        if item.key[:1] == b"c":
-            artifacts.delete(backend, item.key[1:17].hex(), item.key[17:].decode())
-        else:
-            _delete_if_unmoved(backend, item)
+    _delete_left(backend, orphans + lost)
     nearby.sweep(backend, keys)
     for item in learned.orphans(backend):
         _delete_if_unmoved(backend, item)

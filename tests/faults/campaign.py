@@ -19,6 +19,8 @@ CAMPAIGNS: dict[str, tuple[int, int]] = {
     "power": (5000, 150),
     "flips": (20_000, 500),
     "full": (300, 10),
+    "kills": (2_000, 60),
+    "histories": (1_000, 12),
 }
 """Modules of this folder, in the order in which they run: the full amount, and the short one."""
 

@@ -13,6 +13,7 @@ damage has cost, which is no fault.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -314,10 +315,8 @@ class _Check:
                     if name != "FORMAT":
                         wrong.append(f"it cannot be used: {error}")
             finally:
-                try:
+                with contextlib.suppress(StoreError):
                     store.close()
-                except StoreError:
-                    pass
         return kept
 
     def fit(self, address: str, counts: Counter[str], wrong: list[str]) -> None:

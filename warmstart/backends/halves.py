@@ -57,6 +57,10 @@ GROUP = 32 << 20
 """Bytes that are promoted in one transaction, about."""
 
 
+_LOOKS = 10
+"""How often a reader looks for an instant at which nobody writes, before it says nothing."""
+
+
 class Gate:
     """Lets transactions in together, and growth of the map in alone.
 
@@ -139,6 +143,7 @@ class Half:
 
     def __init__(self, folder: Path, *, sync: bool, map_size: int, read_only: bool) -> None:
         self.gate = Gate()
+        self._folder = folder
         data = folder / "data.mdb"
         new = not data.exists()
         if not new and not data.is_file():
@@ -147,9 +152,9 @@ class Half:
         locks = not read_only or os.access(folder, os.W_OK)
         if locks:
             _allot(folder / "lock.mdb")
-        self.env = lmdb.open(
-            str(folder),
-            map_size=size,
+        self.env = _opened(
+            folder,
+            size,
             sync=sync,
             metasync=sync,
             readonly=read_only,
@@ -209,6 +214,14 @@ class Half:
         with self.gate.alone():
             self.env.set_mapsize(0)
 
+    def release_dead_readers(self) -> None:
+        """Free the slots of readers that were killed: they keep pages from being used again.
+
+        Without it the files of a process that writes on and on grow without end.
+        """
+        with self.gate:
+            self.env.reader_check()
+
     def close(self) -> None:
         """Let go of the environment; nothing of it may be running."""
         self.env.close()
@@ -228,6 +241,26 @@ class Half:
             info, stat = self.env.info(), self.env.stat()
         return int((info["last_pgno"] + 1) * stat["psize"]) - self.size()
 
+    def problems(self) -> list[str]:
+        """Return what is structurally wrong with the data file, which others may be writing to.
+
+        A file that is written to while it is read looks damaged. What is found is looked for
+        again with the writers held up; a reader looks for an instant at which nobody wrote.
+        """
+        found = problems_of(self._folder)
+        if found and self.turn is not None:
+            return self.write(lambda _: problems_of(self._folder))
+        for _ in range(_LOOKS):
+            before = self._last()
+            found = found and problems_of(self._folder)
+            if not found or self._last() == before:
+                return found
+        return []  # nobody can say; each frame has a checksum of its own
+
+    def _last(self) -> int:
+        with self.gate:
+            return int(self.env.info()["last_txnid"])
+
 
 def _allot(path: Path) -> None:
     """Give LMDB's lock file its blocks: it is written to through a map, which is fatal without."""
@@ -238,6 +271,15 @@ def _allot(path: Path) -> None:
             os.posix_fallocate(descriptor, 0, _LOCK_SIZE)
     finally:
         os.close(descriptor)
+
+
+def _opened(folder: Path, map_size: int, **options: Any) -> lmdb.Environment:
+    """Return an environment, with a larger map if others have outgrown the one that was meant."""
+    while True:
+        try:
+            return lmdb.open(str(folder), map_size=map_size, **options)
+        except lmdb.MapResizedError:
+            map_size *= 2
 
 
 def _checksum(key: bytes, sequence: int, value: Any) -> int:
@@ -401,7 +443,7 @@ def walk_through(txn: lmdb.Transaction) -> None:
 
 
 def problems_of(folder: Path) -> list[str]:
-    """Return what is structurally wrong with a data file that nobody has open for writing.
+    """Return what is structurally wrong with a data file that nobody writes to.
 
     A truncated file ends the process with SIGBUS when it is mapped, so this reads it as a
     file. It came with lmdb 3; older versions cannot tell.

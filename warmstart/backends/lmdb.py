@@ -382,8 +382,8 @@ class _Environment:
         self._writes += 1
         if self._full or self._writes % _CHECK_EVERY == 1:
             free = shutil.disk_usage(self.path).free
-            # Pages that are free inside are room, too: deleting makes some on a full disk. Hot needs
-            # little, for it is emptied again and again.
+            # Pages that are free inside are room, too: deleting makes some on a full disk. Hot
+            # needs little, for it is emptied again and again.
             self._full = free < _FLOOR and (
                 free + self.durable.spare() < _FLOOR or free + self.hot.spare() < _FLOOR // 8
             )
@@ -408,6 +408,8 @@ class _Environment:
             return False
         try:
             with self._trouble():
+                self.hot.release_dead_readers()
+                self.durable.release_dead_readers()
                 group = self.hot.read(functools.partial(group_after, last=b""))
                 done = self._base + group.number
                 while group.rows:
@@ -466,7 +468,7 @@ class _Environment:
     def verify(self) -> list[str]:
         found = []
         for name, half in self.halves.items():
-            problems = problems_of(self.place.half(name))
+            problems = half.problems()
             last = b"\1"
             try:
                 half.read(walk_through)
