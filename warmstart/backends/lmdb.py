@@ -36,7 +36,7 @@ import re
 import shutil
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -164,7 +164,7 @@ class LmdbBackend:
         return sequence
 
     def version(self) -> object:
-        """Return the numbers of the last transactions in both halves, and of the opening."""
+        """Return the numbers of the last transaction and of the opening."""
         return self._environment.version()
 
     @contextlib.contextmanager
@@ -222,6 +222,7 @@ class _Environment:
         self._writes = 0
         self._full = False
         self._opening = next(_openings)
+        self._trouble = _Trouble(path)
         self.place.prepare()
         try:
             if read_only:
@@ -266,7 +267,7 @@ class _Environment:
     # Reading
 
     def get(self, key: bytes) -> Item | None:
-        with self._trouble():
+        with self._trouble:
             for half in (self.hot, self.durable):
                 frame = half.read(lambda txn: copied(txn.get(key)))
                 if frame is not None:
@@ -278,7 +279,7 @@ class _Environment:
         stop = HEADER + head if head is not None else None
 
         found: list[Item] = []
-        with self._trouble():
+        with self._trouble:
             while True:
                 # The snapshot of hot first: what leaves it is in durable before that.
                 page = functools.partial(walk, prefix, start, stop, limit)
@@ -306,9 +307,8 @@ class _Environment:
             self._refuse_when_full()
 
         def work(txn: lmdb.Transaction) -> int | None:
-            for key, expected in batch.conditions.items():
-                if self._current(txn, key) != expected:
-                    return None
+            if not self._hold(batch.conditions, txn):
+                return None
             sequence = self._base + txn.id()
             for key, value in batch.puts.items():
                 txn.put(key, make_frame(key, sequence, value))
@@ -318,7 +318,7 @@ class _Environment:
                 txn.put(key, make_frame(key, sequence, b""))
             return int(sequence)
 
-        with self._trouble():
+        with self._trouble:
             sequence = self.hot.write(work)
         if self._promoter is None or not self._promoter.is_alive():
             self._start_promoter()
@@ -326,11 +326,18 @@ class _Environment:
         self._promoter.wake()
         return sequence
 
-    def _current(self, txn: lmdb.Transaction, key: bytes) -> int | None:
-        frame = txn.get(key)
-        if frame is None:
-            return self.durable.read(lambda below: sequence_of(below, key))
-        return None if len(frame) == HEADER else int(FRAME.unpack_from(frame)[0])
+    def _hold(self, conditions: Mapping[bytes, int | None], txn: lmdb.Transaction) -> bool:
+        """Return whether all conditions hold, asking hot first and durable once for the rest."""
+        below = {}
+        for key, expected in conditions.items():
+            frame = txn.get(key)
+            if frame is None:
+                below[key] = expected
+            elif expected != (None if len(frame) == HEADER else FRAME.unpack_from(frame)[0]):
+                return False
+        return not below or self.durable.read(
+            lambda txn: all(sequence_of(txn, key) == below[key] for key in below)
+        )
 
     def _refuse_when_full(self) -> None:
         """Stop putting while there is still room to delete."""
@@ -358,7 +365,7 @@ class _Environment:
         except Timeout:
             return False
         try:
-            with self._trouble():
+            with self._trouble:
                 last = b""
                 while group := self.hot.read(lambda txn, last=last: group_after(txn, last)):  # type: ignore[misc]
                     self.durable.write(lambda txn, group=group: settle(txn, group))  # type: ignore[misc]
@@ -370,38 +377,13 @@ class _Environment:
 
     # The rest
 
-    @contextlib.contextmanager
-    def _trouble(self) -> Iterator[None]:
-        """Raise what the engine raises as the protocol's errors."""
-        try:
-            yield
-        except lmdb.DiskError as error:
-            raise StoreFullError(f"the disk of {self.path} is full or failing: {error}") from error
-        except _DAMAGED as error:
-            raise StoreError(
-                f"the store {self.path} is damaged: {error}; it is checked and repaired when all "
-                "processes that use it have ended and one opens it again"
-            ) from error
-        except lmdb.Error as error:
-            # A write cut short by a full disk comes out as an input/output error.
-            full = shutil.disk_usage(self.path).free < GROUP
-            kind = StoreFullError if full else StoreError
-            raise kind(f"the store {self.path} failed: {error}") from error
-        except OSError as error:
-            if isinstance(error, StoreError):
-                raise
-            kind = StoreFullError if error.errno in {errno.ENOSPC, errno.EDQUOT} else StoreError
-            raise kind(f"the store {self.path} failed: {error}") from error
-
     def version(self) -> object:
-        with self._trouble():
-            with self.hot.gate:
-                hot = self.hot.env.info()["last_txnid"]
-            with self.durable.gate:
-                return hot, self.durable.env.info()["last_txnid"], self._opening
+        # Of hot alone: whatever is applied is written there first. Every hit asks this.
+        with self._trouble, self.hot.gate:
+            return self.hot.env.info()["last_txnid"], self._opening
 
     def size(self) -> int:
-        with self._trouble():
+        with self._trouble:
             return self.hot.size() + self.durable.size()
 
     def verify(self) -> list[str]:
@@ -436,6 +418,37 @@ class _Environment:
             if not self.read_only:
                 with contextlib.suppress(OSError), self.place.lock("open"):
                     self.place.leave()
+
+
+class _Trouble:
+    """Raises what the engine raises as the protocol's errors."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, StoreError):
+            return
+        path = self._path
+        if isinstance(error, lmdb.DiskError):
+            raise StoreFullError(f"the disk of {path} is full or failing: {error}") from error
+        if isinstance(error, _DAMAGED):
+            raise StoreError(
+                f"the store {path} is damaged: {error}; it is checked and repaired when all "
+                "processes that use it have ended and one opens it again"
+            ) from error
+        if isinstance(error, lmdb.Error):
+            # A write cut short by a full disk comes out as an input/output error.
+            full = shutil.disk_usage(path).free < GROUP
+        elif isinstance(error, OSError):
+            full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        else:
+            return
+        kind_of = StoreFullError if full else StoreError
+        raise kind_of(f"the store {path} failed: {error}") from error
 
 
 class _Promoter(threading.Thread):
