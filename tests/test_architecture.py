@@ -34,7 +34,7 @@ FLOORS = [
         "backends.place",
         "backends.halves",
     ],
-    ["objects", "backends.lmdb"],
+    ["objects", "dataset", "backends.lmdb"],
     ["fingerprint", "codec"],
     ["record", "journal"],
     ["rows", "replay"],

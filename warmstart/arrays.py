@@ -19,7 +19,15 @@ from xxhash import xxh3_128_digest
 
 from warmstart.errors import FingerprintError
 
-__all__ = ["digest_array", "digest_buffer", "write_array", "writer_of_data"]
+__all__ = [
+    "content_of",
+    "digest_array",
+    "digest_buffer",
+    "head_of",
+    "immutable",
+    "write_array",
+    "writer_of_data",
+]
 
 INLINE = 1024
 """Bytes up to which a value stands in the stream itself; beyond, its digest does."""
@@ -86,9 +94,15 @@ def _write_plain(writer: Writer, value: np.ndarray[Any, Any]) -> None:
         for name in names:
             _write_plain(writer, value[name])
     elif dtype.char in _PADDED:
-        writer.out.append(_content(value).tobytes())
+        writer.out.append(content_of(value).tobytes())
     else:  # objects, and strings of any length
         writer.write(value.ravel(order="C").tolist())
+
+
+def head_of(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """Return dtype and shape as they stand in an array's frame."""
+    head, _ = _head_of_dtype.get(dtype) or _remember_head(dtype)
+    return head + _pack_shape[len(shape)](len(shape), *shape)
 
 
 def _remember_head(dtype: np.dtype[Any]) -> tuple[bytes, bool]:
@@ -100,8 +114,11 @@ def _remember_head(dtype: np.dtype[Any]) -> tuple[bytes, bool]:
     return _head_of_dtype.setdefault(dtype, (b"a" + bytes([len(name)]) + name, simple))
 
 
-def _content(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the C-ordered content without the padding of extended precision."""
+def content_of(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the C-ordered content without the padding of extended precision.
+
+    Its first axis is that of `value` unless there is padding.
+    """
     value = np.ascontiguousarray(value)
     if value.dtype.char not in _PADDED:
         return value
@@ -109,6 +126,20 @@ def _content(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         value = value.byteswap()
     parts = value.reshape(-1).view(np.uint8).reshape(-1, _PADDED_SIZE)
     return np.ascontiguousarray(parts[:, :10])
+
+
+def immutable(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the same values in memory that numpy refuses to make writable.
+
+    A read-only flag can be set back; not so where the memory is that of a ``bytes`` object.
+    """
+    return value if _is_immutable(value) else np.ndarray(value.shape, value.dtype, value.tobytes())
+
+
+def _is_immutable(value: Any) -> bool:
+    while type(value) is np.ndarray:
+        value = value.base
+    return type(value) is bytes
 
 
 class _Seen(NamedTuple):
@@ -119,13 +150,13 @@ class _Seen(NamedTuple):
     digest: bytes
 
 
-# The same array comes in fit after fit, and reading it is all that BLAKE3 is spared: 10 MB take
-# 1.0 ms by BLAKE3 and 0.3 by XXH3-128 (one thread, 2026-11). So the digest of an array object is
-# kept beside an XXH3 of its bytes, all of which are read each time: numpy tells nobody that an
-# array was written to, and a read-only one may be made writable again. XXH3 does not resist
-# somebody who makes collisions on purpose; but its seed is drawn anew in each process, and whoever
-# could find one out and change an array in place to match is in the process already. By chance
-# a change goes unseen once in 2^128. Keys are made of BLAKE3 alone, whether or not it is kept.
+# The same array comes in fit after fit: 10 MB take 1.1 ms by BLAKE3, 0.16 by XXH3-128 (one
+# thread, 2026-11). So the digest of an array object is kept beside an XXH3 of its bytes, all of
+# which are read each time: numpy tells nobody that an array was written to, and a read-only one
+# may be made writable again. Only the memory of a ``bytes`` object need not be read. XXH3 does
+# not resist somebody who makes collisions on purpose; but its seed is drawn anew in each process,
+# and whoever could find one out and change an array in place to match is in the process already.
+# By chance a change goes unseen once in 2^128. Keys are made of BLAKE3 alone, kept or not.
 _seen: dict[int, _Seen] = {}
 _MOST_SEEN = 512
 _GUARDED = 1 << 14  # below 16 KiB the second look-up costs what it saves
@@ -143,7 +174,7 @@ def digest_array(value: np.ndarray[Any, Any]) -> bytes:
     Notes
     -----
     The third time that it meets a contiguous array object of 16 KiB and more it only checks
-    that the bytes are the same still. Safe across threads and forks; refers to the array weakly.
+    that the bytes are the same still. Safe across threads and forks; it refers to the array weakly.
     """
     if value.nbytes < _GUARDED or value.dtype.char in _PADDED:
         return _digest(value)
@@ -168,6 +199,8 @@ def digest_array(value: np.ndarray[Any, Any]) -> bytes:
 
 def _guard_of(value: np.ndarray[Any, Any]) -> tuple[Any, ...]:
     ordered = value.flags.c_contiguous
+    if _is_immutable(value):  # its memory; the array itself may be pointed elsewhere
+        return value.__array_interface__["data"], value.dtype, value.shape, ordered
     flat = (value if ordered else value.T).reshape(-1).view(np.uint8)
     return xxh3_128_digest(flat.data, _SEED), value.dtype, value.shape, ordered
 
@@ -184,13 +217,13 @@ def _digest(value: np.ndarray[Any, Any]) -> bytes:
 def _update(hasher: Any, value: np.ndarray[Any, Any]) -> None:
     """Hash in C order, about `_CHUNK` bytes copied at a time."""
     if value.ndim == 0 or value.nbytes <= _CHUNK:
-        hasher.update(_content(value).reshape(-1).view(np.uint8))
+        hasher.update(content_of(value).reshape(-1).view(np.uint8))
         return
     rows = max(1, _CHUNK * len(value) // value.nbytes)
     for start in range(0, len(value), rows):
         part = value[start : start + rows]
         if part.nbytes <= 2 * _CHUNK:
-            hasher.update(_content(part).reshape(-1).view(np.uint8))
+            hasher.update(content_of(part).reshape(-1).view(np.uint8))
         else:
             _update(hasher, part[0])
 

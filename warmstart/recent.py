@@ -19,6 +19,7 @@ import numpy as np
 
 from warmstart.arrays import digest_array
 from warmstart.code import Absent, installed_package, references, resolve
+from warmstart.dataset import Dataset
 from warmstart.fingerprint import Fingerprint
 from warmstart.objects import package_of
 
@@ -81,7 +82,7 @@ class _Steady:
         kind = type(value)
         if kind is types.FunctionType:
             return True
-        if kind in _FIXED or value is Absent or kind is np.ufunc:
+        if kind in _FIXED or value is Absent or kind is np.ufunc or kind is Dataset:
             return False
         if kind is np.ndarray and _is_numbers(value):
             self.arrays.append((value, _bits_of(value)))
@@ -160,6 +161,8 @@ def _sign(value: Any, parts: list[Any]) -> None:
         parts += (kind, value)
     elif kind is types.FunctionType:
         parts.append(value)
+    elif kind is Dataset:
+        parts += (kind, value.frame)
     elif (kind is list or kind is tuple or kind is dict) and len(value) <= _FEW:
         parts += (kind, len(value))
         for item in value.items() if kind is dict else value:
