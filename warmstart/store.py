@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import msgspec
-import platformdirs
 from blake3 import blake3
 
 from warmstart import learned
@@ -263,7 +262,7 @@ class Store:
         elif "://" in self._where:
             # Files of this machine's own: they are written to thousands of times a second.
             name = blake3(self.address.encode()).hexdigest(length=12)
-            folder = Path(platformdirs.user_cache_dir("warmstart"), "journals", name)
+            folder = Path(_cache_folder(), "journals", name)
         else:
             self.backend.size()  # opens it, which checks the folder
             folder = Path(self.address, "journals")
@@ -1059,9 +1058,15 @@ def _discard(folder: Path, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _cache_folder() -> str:
+    import platformdirs  # noqa: PLC0415 (3 ms, and most stores are told where)
+
+    return platformdirs.user_cache_dir("warmstart")
+
+
 def _address(where: str | os.PathLike[str] | None) -> str:
     if where is None:
-        where = os.environ.get("WARMSTART_STORE") or platformdirs.user_cache_dir("warmstart")
+        where = os.environ.get("WARMSTART_STORE") or _cache_folder()
     if not isinstance(where, (str, os.PathLike)):
         raise ArgumentError(
             f"a store is at a folder (str or path) or ':memory:', not {type(where).__name__}"

@@ -42,7 +42,6 @@ from operator import itemgetter
 from typing import Any
 
 import lmdb
-from filelock import Timeout
 
 from warmstart.backends import Batch, Durability, Item, check
 from warmstart.backends.halves import (
@@ -175,7 +174,7 @@ class LmdbBackend:
         lock = self._environment.place.lock(f"user-{name}", timeout)
         try:
             lock.acquire()
-        except Timeout:
+        except TimeoutError:
             yield False
             return
         try:
@@ -362,7 +361,7 @@ class _Environment:
         lock = self.place.lock("promote", -1.0 if wait else 0.0)
         try:
             lock.acquire()
-        except Timeout:
+        except TimeoutError:
             return False
         try:
             with self._trouble:
