@@ -255,6 +255,7 @@ class TestSafety:
         assert data[[]].shape == (0, 2)
         assert key(data[[]]) == key(data[:0]) != key(dataset(np.zeros((3, 1)))[:0])
         assert key(dataset(np.zeros((0, 2)))) == key(np.zeros((0, 2)))
+        assert key(pickle.loads(pickle.dumps(data[:0]))) == key(data[:0])
 
     def test_what_stands_beside_it_is_identified(self):
         """What cannot be identified beside a data set is still refused."""

@@ -16,7 +16,7 @@ from blake3 import blake3
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
-from warmstart.arrays import content_of, head_of, immutable, write_array
+from warmstart.arrays import content_of, digest_buffer, head_of, immutable, write_array
 from warmstart.errors import ArgumentError
 from warmstart.values import Encoder, writes
 
@@ -167,10 +167,14 @@ class Dataset(NDArrayOperatorsMixin):
                     f"not by {rows!r:.60}"
                 )
         if self._chosen is None:
-            whole, numbers = self, np.arange(len(self))
+            whole, numbers = self, self._numbers
         else:
             whole, numbers = self._chosen
         return Dataset(None, _Chosen(whole, numbers[chosen]), by_rows=True)
+
+    @functools.cached_property
+    def _numbers(self) -> NDArray[np.intp]:
+        return np.arange(len(self))
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice) or (
@@ -180,15 +184,18 @@ class Dataset(NDArrayOperatorsMixin):
         return self.array[index]
 
     @functools.cached_property
-    def row_digests(self) -> NDArray[np.uint8]:
-        """16 bytes of each row's BLAKE3; of rows that were chosen without reading them."""
+    def row_digests(self) -> NDArray[np.complex128]:
+        """16 bytes of each row's BLAKE3; of rows that were chosen without reading them.
+
+        As complex numbers, which numpy gathers as fast as any items of 16 bytes.
+        """
         if self._chosen is not None:
-            return self._chosen.whole.row_digests[self._chosen.numbers]
+            return self._chosen.whole.row_digests.take(self._chosen.numbers)
         raw, count = content_of(self.array).tobytes(), len(self)
         width = len(raw) // max(count, 1)
         rows = (raw[i * width : (i + 1) * width] for i in range(count))
         digests = b"".join([blake3(row).digest(_ROW) for row in rows])
-        return np.frombuffer(bytearray(digests), np.uint8).reshape(-1, _ROW)
+        return np.frombuffer(digests, np.complex128)
 
     @functools.cached_property
     def frame(self) -> bytes:
@@ -197,7 +204,7 @@ class Dataset(NDArrayOperatorsMixin):
             encoder = Encoder()
             write_array(encoder, self.array)
             return b"".join(encoder.out)
-        digest = blake3(self.row_digests.tobytes()).digest()
+        digest = digest_buffer(self.row_digests.view(np.uint8))
         return b"H" + head_of(self.dtype, self.shape) + digest
 
     # As an array
