@@ -151,10 +151,12 @@ def hits(
     folder: Path,
     fits: int = 1,
     also: dict[str, Callable[[], tuple[Any, ...]]] | None = None,
+    others_write: bool = False,
 ) -> Case:
     """Time hits of one fit, or of so many in turn, once it is shown that they are hits.
 
-    `also` has other arguments for warmstart, by the name of what is done.
+    `also` has other arguments for warmstart, by the name of what is done; before each of its
+    calls somebody else may write to the store.
     """
     with ExitStack() as stack:
         store = stack.enter_context(Store(folder / "warmstart"))
@@ -175,7 +177,16 @@ def hits(
             Contender(who, fit, arguments if fits == 1 else itertools.cycle(known).__next__)
             for who, fit in {"warmstart": warm, **others, "fit again": plain}.items()
         ]
-        for who, given in (also or {}).items():
+        also = dict(also or {})
+        if others_write:
+            rows = itertools.count()
+
+            def written() -> tuple[Any, ...]:
+                store.backend.apply(Batch({b"x%d" % (next(rows) % 100): b"another's"}))
+                return arguments()
+
+            also["warmstart, after a write"] = written
+        for who, given in also.items():
             warm(*given())
             contenders.append(Contender(who, warm, given))
         case = Case(name, contenders, goals)
@@ -369,7 +380,13 @@ def all_cases(folder: Path, *, quick: bool) -> Iterator[Case]:
     x0, weight = np.full(10, 0.5), np.linspace(1.0, 2.0, 10)
     beat = [Goal("joblib.Memory", 25), Goal("diskcache.memoize", 6), Goal("cachier", 12)]
     small = {"plain": fit_small, "warm": warm_small, "goals": beat, "rounds": rounds}
-    yield hits("hit, small minimize", arguments=lambda: (x0, weight), folder=fresh(), **small)
+    yield hits(
+        "hit, small minimize",
+        arguments=lambda: (x0, weight),
+        folder=fresh(),
+        others_write=True,
+        **small,
+    )
     around = small | {"plain": fit_around, "warm": warm_around, "goals": []}
     yield hits(
         "hit, minimize, global array",

@@ -248,7 +248,9 @@ class Surface:
         return {
             name: value
             for name, value in bound.items()
-            if not _same(value, default_of(name, _NO_DEFAULT)) or name == "rng"
+            if type(value) is not type(default := default_of(name, _NO_DEFAULT))
+            or not _same(value, default)
+            or name == "rng"
         }
 
     def substitute(
