@@ -98,6 +98,20 @@ class TestChanges:
         points = [(0.0, 1.0), (-0.0, 1.0), (0.0, np.nextafter(1.0, 2.0)), (0.0, 1.0, 0.0)]
         assert len({key(fun, p) for p in points}) == len(points)
 
+    def test_hyperparameters_are_compared(self):
+        """Fits that differ in a named hyperparameter, or its type, are other fits."""
+        fun, keys = define(SUM.format("")), []
+        with using(store=Store(":memory:")):
+            for hyper in ({"a": 1}, {"a": 1.0}, {"b": 1}, None):
+                with using(hyper=hyper):
+                    made = [
+                        optimize.minimize(fun, [1.0], options={"maxiter": 1}).warm for _ in range(3)
+                    ]
+                assert [fit.source for fit in made] == ["cold", "final", "final"]
+                assert len({fit.key for fit in made}) == 1
+                keys.append(made[0].key)
+        assert len(set(keys)) == 4
+
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 2) | st.floats(allow_nan=False) | st.sampled_from(["", "a", b"a"]),

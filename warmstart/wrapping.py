@@ -242,12 +242,13 @@ def _identify(call: _Call) -> tuple[FitSpec, str]:
 def _signature(call: _Call) -> tuple[Any, ...] | None:
     """Return what the call was given, where that alone makes its key."""
     options = call.options
-    named = options.model is not None or options.data is not None or options.hyper is not None
-    return (
-        None
-        if named or options.near or call.surface.random
-        else signature(call.surface.name, call.bound)
-    )
+    named = options.model is not None or options.data is not None
+    if named or options.near or call.surface.random:
+        return None
+    bound = call.bound
+    if options.hyper is not None:
+        bound = {**bound, "Warm.hyper": options.hyper}
+    return signature(call.surface.name, bound)
 
 
 _recent = Recent()
