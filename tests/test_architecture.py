@@ -32,7 +32,7 @@ FLOORS = [
         "backends.postgres",
         "backends.place",
     ],
-    ["objects", "backends.halves", "backends.directory"],
+    ["objects", "dataset", "backends.halves", "backends.directory"],
     ["fingerprint", "codec", "backends.lmdb"],
     ["record", "journal"],
     ["rows", "replay"],

@@ -634,10 +634,13 @@ class Shelf:
                 yield journal
 
     def _names(self, fit: Fingerprint, key: Fingerprint) -> list[str]:
-        folder = self.folder / str(fit)
+        folder = f"{self.folder}/{fit}"  # a Path costs more than the look into the folder
         mine = _prefix(key)
-        names = [path.name for path in _listed(folder) if path.suffix == ".journal"]
-        names.sort(key=lambda name: (name.startswith(mine), _size(folder / name)), reverse=True)
+        names = [name for name in _names_in(folder) if name.endswith(".journal")]
+        if len(names) > 1:
+            names.sort(
+                key=lambda name: (name.startswith(mine), _size(f"{folder}/{name}")), reverse=True
+            )
         return names
 
     def _load(self, fit: Fingerprint, name: str) -> Journal | None:
@@ -676,7 +679,9 @@ class Shelf:
         Not while somebody is writing to that, and not under a name that was not made here.
         """
         path = self.folder / str(fit) / name
-        if not re.fullmatch(r"[0-9a-f]+-[0-9a-f]+\.journal", name) or _size(path) >= len(content):
+        if not re.fullmatch(r"[0-9a-f]+-[0-9a-f]+\.journal", name) or _size(str(path)) >= len(
+            content
+        ):
             return False
         for _ in range(_ATTEMPTS):  # a sweep may take the empty folder away in between
             with contextlib.suppress(FileExistsError):
@@ -769,20 +774,24 @@ class Shelf:
         return True
 
 
-def _listed(folder: Path) -> list[Path]:
+def _names_in(folder: str | Path) -> list[str]:
     """Return what is in a folder; nothing for one that is not there, or no more.
 
     Others make and delete them meanwhile, at which ``Path.glob`` breaks off (Python 3.11).
     """
     try:
-        return [folder / name for name in os.listdir(folder)]  # noqa: PTH208 (faster by far)
+        return os.listdir(folder)  # noqa: PTH208 (faster by far)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def _size(path: Path) -> int:
+def _listed(folder: Path) -> list[Path]:
+    return [folder / name for name in _names_in(folder)]
+
+
+def _size(path: str) -> int:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size  # noqa: PTH116 (likewise)
     except OSError:
         return 0
 

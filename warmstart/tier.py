@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,20 +84,19 @@ class Tier:
     def apply(
         self,
         run: str,
-        puts: Mapping[bytes, bytes],
-        deletes: Sequence[bytes] = (),
-        conditions: Mapping[bytes, int | None] | None = None,
+        batch: Batch,
         *,
         indexed: bytes | None = None,
         durability: Durability = Durability.PROCESS,
-    ) -> bool:
+    ) -> int | None:
         """Write rows of a run here, and note that they are to be sent; no round trip.
 
         Returns
         -------
-        bool
-            Whether the conditions, on rows here, were met.
+        int or None
+            The number of the batch; None if one of its conditions, on rows here, failed.
         """
+        puts, deletes = batch.puts, batch.deletes
         row = b"q" + bytes.fromhex(run)
         while True:
             item = self.near.get(row)
@@ -109,18 +108,19 @@ class Tier:
                 indexed or known.indexed,
             )
             unmoved = {row: None if item is None else item.sequence}
-            batch = Batch({**puts, row: small(waiting)}, deletes, {**(conditions or {}), **unmoved})
-            if self.near.apply(batch, durability) is not None:
+            whole = Batch({**puts, row: small(waiting)}, deletes, {**batch.conditions, **unmoved})
+            sequence = self.near.apply(whole, durability)
+            if sequence is not None:
                 break
             moved = self.near.get(row)
             if (None if moved is None else moved.sequence) == unmoved[row]:
-                return False
+                return None
         self._writes += 1
         if self._writes % _SWEEP_EVERY == 0:
             sweep(self.near, now=time.time(), ttl=self._ttl, budget=self._budget)
         if self._pulse is None or not self._pulse.is_alive:  # or this is a forked child
             self._pulse = Pulse(weakref.WeakMethod(self.deliver), _EVERY).start()
-        return True
+        return sequence
 
     def keep(self, rows: Mapping[bytes, bytes]) -> None:
         """Keep rows of the server here, to be answered without it."""

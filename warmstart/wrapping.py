@@ -20,6 +20,7 @@ from warmstart import learned
 from warmstart.approach import Approach, check_near
 from warmstart.carrying import Carrier
 from warmstart.codec import RichResult
+from warmstart.dataset import plain
 from warmstart.errors import (
     BusyError,
     CodecError,
@@ -159,10 +160,24 @@ def _fit(call: _Call) -> Any:
     except FingerprintError as error:
         warnings.warn(f"this fit is not remembered: {error}", WarmstartWarning, stacklevel=3)
         return _unkeyed(call, str(error))
+    call = _plain(call)
     session = Session(store, spec, producer=producer, interval=options.interval)
     if options.busy == "run" or options.refit:
         return _Run(call, session, spec, entry).go()
     return _run_alone(call, session, spec, entry)
+
+
+def _plain(call: _Call) -> _Call:
+    """Return the call with arrays where it was given data sets."""
+    changes = {
+        name: made
+        for name in call.surface.data
+        if (made := plain(given := call.bound.get(name))) is not given
+    }
+    if not changes:
+        return call
+    args, kwargs = call.surface.substitute(call.args, call.kwargs, changes)
+    return call._replace(args=tuple(args), kwargs=kwargs, bound={**call.bound, **changes})
 
 
 def _run_alone(call: _Call, session: Session, spec: FitSpec, entry: Entry | None) -> Any:
@@ -229,12 +244,13 @@ def _identify(call: _Call) -> tuple[FitSpec, str]:
 def _signature(call: _Call) -> tuple[Any, ...] | None:
     """Return what the call was given, where that alone makes its key."""
     options = call.options
-    named = options.model is not None or options.data is not None or options.hyper is not None
-    return (
-        None
-        if named or options.near or call.surface.random
-        else signature(call.surface.name, call.bound)
-    )
+    named = options.model is not None or options.data is not None
+    if named or options.near or call.surface.random:
+        return None
+    bound = call.bound
+    if options.hyper is not None:
+        bound = {**bound, "Warm.hyper": options.hyper}
+    return signature(call.surface.name, bound)
 
 
 _recent = Recent()

@@ -36,13 +36,12 @@ import re
 import shutil
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
 import lmdb
-from filelock import Timeout
 
 from warmstart.backends import FULL, Batch, Durability, Item, check
 from warmstart.backends.halves import (
@@ -166,7 +165,7 @@ class LmdbBackend:
         return sequence
 
     def version(self) -> object:
-        """Return the numbers of the last transactions in both halves, and of the opening."""
+        """Return the numbers of the last transaction and of the opening."""
         return self._environment.version()
 
     @contextlib.contextmanager
@@ -177,7 +176,7 @@ class LmdbBackend:
         lock = self._environment.place.lock(f"user-{name}", timeout)
         try:
             lock.acquire()
-        except Timeout:
+        except TimeoutError:
             yield False
             return
         try:
@@ -223,9 +222,8 @@ class _Environment:
         self._promoter: _Promoter | None = None
         self._writes = 0
         self._full = False
-        self._doubtful = False
-        """Damage was met, after which the next opening checks the files."""
         self._opening = next(_openings)
+        self._trouble = _Trouble(path)
         self.place.prepare()
         try:
             if read_only:
@@ -311,7 +309,7 @@ class _Environment:
     # Reading
 
     def get(self, key: bytes) -> Item | None:
-        with self._trouble():
+        with self._trouble:
             for half in (self.hot, self.durable):
                 frame = half.read(lambda txn: copied(txn.get(key)))
                 if frame is not None:
@@ -323,7 +321,7 @@ class _Environment:
         stop = HEADER + head if head is not None else None
 
         found: list[Item] = []
-        with self._trouble():
+        with self._trouble:
             while True:
                 # The snapshot of hot first: what leaves it is in durable before that.
                 page = functools.partial(walk, prefix, start, stop, limit)
@@ -351,9 +349,8 @@ class _Environment:
             self._refuse_when_full()
 
         def work(txn: lmdb.Transaction) -> int | None:
-            for key, expected in batch.conditions.items():
-                if self._current(txn, key) != expected:
-                    return None
+            if not self._hold(batch.conditions, txn):
+                return None
             sequence = self._base + txn.id()
             for key, value in batch.puts.items():
                 txn.put(key, make_frame(key, sequence, value))
@@ -363,7 +360,7 @@ class _Environment:
                 txn.put(key, make_frame(key, sequence, b""))
             return int(sequence)
 
-        with self._trouble():
+        with self._trouble:
             sequence = self.hot.write(work)
         if self._promoter is None or not self._promoter.is_alive():
             self._start_promoter()
@@ -371,11 +368,18 @@ class _Environment:
         self._promoter.wake()
         return sequence
 
-    def _current(self, txn: lmdb.Transaction, key: bytes) -> int | None:
-        frame = txn.get(key)
-        if frame is None:
-            return self.durable.read(lambda below: sequence_of(below, key))
-        return None if len(frame) == HEADER else int(FRAME.unpack_from(frame)[0])
+    def _hold(self, conditions: Mapping[bytes, int | None], txn: lmdb.Transaction) -> bool:
+        """Return whether all conditions hold, asking hot first and durable once for the rest."""
+        below = {}
+        for key, expected in conditions.items():
+            frame = txn.get(key)
+            if frame is None:
+                below[key] = expected
+            elif expected != (None if len(frame) == HEADER else FRAME.unpack_from(frame)[0]):
+                return False
+        return not below or self.durable.read(
+            lambda txn: all(sequence_of(txn, key) == below[key] for key in below)
+        )
 
     def _refuse_when_full(self) -> None:
         """Stop putting while there is still room to delete."""
@@ -404,10 +408,10 @@ class _Environment:
         lock = self.place.lock("promote", -1.0 if wait else 0.0)
         try:
             lock.acquire()
-        except Timeout:
+        except TimeoutError:
             return False
         try:
-            with self._trouble():
+            with self._trouble:
                 self.hot.release_dead_readers()
                 self.durable.release_dead_readers()
                 group = self.hot.read(functools.partial(group_after, last=b""))
@@ -437,32 +441,13 @@ class _Environment:
 
     # The rest
 
-    @contextlib.contextmanager
-    def _trouble(self) -> Iterator[None]:
-        """Raise what the engine raises as the protocol's errors."""
-        try:
-            yield
-        except _DAMAGED as error:
-            self._doubtful = True
-            raise StoreError(
-                f"the store {self.path} is damaged: {error}; it is checked and repaired when all "
-                "processes that use it have ended and one opens it again"
-            ) from error
-        except (lmdb.Error, OSError) as error:
-            if isinstance(error, StoreError):
-                raise
-            kind = StoreFullError if _says_full(error) else StoreError
-            raise kind(f"the store {self.path} failed: {error}") from error
-
     def version(self) -> object:
-        with self._trouble():
-            with self.hot.gate:
-                hot = self.hot.env.info()["last_txnid"]
-            with self.durable.gate:
-                return hot, self.durable.env.info()["last_txnid"], self._opening
+        # Of hot alone: whatever is applied is written there first. Every hit asks this.
+        with self._trouble, self.hot.gate:
+            return self.hot.env.info()["last_txnid"], self._opening
 
     def size(self) -> int:
-        with self._trouble():
+        with self._trouble:
             return sum(half.size() for half in self.halves.values())
 
     def verify(self) -> list[str]:
@@ -482,7 +467,7 @@ class _Environment:
             except _DAMAGED as error:
                 problems.append(str(error))
             found += [f"{name}: {problem}" for problem in problems]
-            self._doubtful |= bool(problems)
+            self._trouble.damaged |= bool(problems)
         return found
 
     def close(self) -> None:
@@ -501,7 +486,7 @@ class _Environment:
                 half.close()
             if not self.read_only:
                 with contextlib.suppress(OSError), self.place.lock("open"):
-                    self.place.leave(well=not self._doubtful)
+                    self.place.leave(well=not self._trouble.damaged)
 
 
 def _says_full(error: Exception) -> bool:
@@ -512,6 +497,29 @@ def _says_full(error: Exception) -> bool:
     # a quota as an input/output error.
     texts = [os.strerror(number) for number in (*FULL, errno.EIO)]
     return isinstance(error, lmdb.DiskError) or any(text in str(error) for text in texts)
+
+
+class _Trouble:
+    """Raises what the engine raises as the protocol's errors."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.damaged = False
+        """Damage was met, after which the next opening checks the files."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, _DAMAGED):
+            self.damaged = True
+            raise StoreError(
+                f"the store {self._path} is damaged: {error}; it is checked and repaired when all "
+                "processes that use it have ended and one opens it again"
+            ) from error
+        if isinstance(error, (lmdb.Error, OSError)) and not isinstance(error, StoreError):
+            made = StoreFullError if _says_full(error) else StoreError
+            raise made(f"the store {self._path} failed: {error}") from error
 
 
 class _Promoter(threading.Thread):

@@ -22,11 +22,13 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING
 
 from warmstart.backends import FULL
 from warmstart.errors import StoreError, StoreFullError, WarmstartWarning
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 __all__ = ["HALVES", "Attendance", "Place", "make_folder", "read_file", "sync_folder"]
 
@@ -43,6 +45,8 @@ _NETWORK = frozenset(
 
 def file_lock(path: Path, timeout: float = -1.0) -> FileLock:
     """Return a lock that really is one: never a file that only looks like it."""
+    from filelock import FileLock  # noqa: PLC0415 (6 ms, of use once a store is opened)
+
     return FileLock(path, timeout=timeout, mode=0o600, fallback_to_soft=False, poll_interval=0.005)
 
 
@@ -216,7 +220,7 @@ class Place:
             probe = file_lock(other, timeout=0)
             try:
                 probe.acquire()
-            except Timeout:
+            except TimeoutError:
                 alive = True
                 if other.name.split("-")[0] != own:
                     raise StoreError(
