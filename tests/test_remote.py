@@ -22,7 +22,7 @@ import scipy.optimize
 from backend_contract import BackendContract, machine_over
 from hypothesis import settings
 from processes import in_child
-from servers import redis_binary, redis_server
+from servers import free_port, redis_binary, redis_server
 
 from warmstart import (
     ArgumentError,
@@ -43,6 +43,21 @@ from warmstart.backends.redis import RedisBackend
 def fresh(url):
     """Return the address of a new store on a server."""
     return f"{url}?store=t{uuid.uuid4().hex[:12]}"
+
+
+def told(node):
+    """Return how a node of a cluster is."""
+    state = node.execute_command("CLUSTER", "INFO")
+    return state if isinstance(state, bytes) else repr(state).encode()
+
+
+def until(condition):
+    """Wait for something, half a minute at most."""
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not come")
 
 
 class TestRedis(BackendContract):
@@ -443,6 +458,36 @@ class TestTrouble:
             with pytest.warns(WarmstartWarning, match="no append-only file"):
                 backend.apply(Batch({b"a": b"1"}))
             backend.apply(Batch({b"a": b"2"}), Durability.POWER)
+
+    def test_a_cluster(self, tmp_path):
+        """A store lives on the node that has its slot, whichever is asked; and moves with it."""
+        if redis_binary() is None:
+            pytest.skip("no Redis or Valkey is installed")
+        import redis
+
+        def node():
+            bus = str(free_port())  # 10,000 above that of the clients may be none
+            return redis_server("--cluster-enabled", "yes", "--cluster-port", bus)
+
+        with node() as one, node() as two:
+            nodes = [redis.Redis.from_url(url) for url in (one, two)]
+            for node, first, last in zip(nodes, (0, 8192), (8191, 16383), strict=True):
+                node.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+            port = nodes[1].connection_pool.connection_kwargs["port"]
+            bus = nodes[1].config_get("cluster-port")["cluster-port"]
+            nodes[0].execute_command("CLUSTER", "MEET", "127.0.0.1", port, bus)
+            until(lambda: all(b"cluster_state:ok" in told(node) for node in nodes))
+            for url in (one, two):
+                store = Store(f"{url}?store=a")
+                with using(store=store):
+                    found = optimize.minimize(scipy.optimize.rosen, [0.0, 1.0])
+                assert store._trouble is None
+                store.close()
+            assert found.warm.source == "final"
+            sizes = [node.dbsize() for node in nodes]
+            assert min(sizes) == 0 < max(sizes)
+            for node in nodes:
+                node.close()
 
     def test_killed_and_started_again(self):
         """What was acknowledged is there when the server comes back; the store finds it."""
