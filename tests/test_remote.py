@@ -380,6 +380,52 @@ def test_a_dask_cluster(tmp_path):
     assert done.stdout.split() == ["True", "6"], done.stderr
 
 
+RAY = """
+import sys
+import numpy as np
+import ray
+from warmstart import Store, optimize, using
+from warmstart.recipes import fit_path
+
+def bowl(x, penalty):
+    return float(np.sum((x - 1.0) ** 2) + penalty * np.sum(x**2))
+
+def fit(penalty):
+    return optimize.minimize(bowl, np.zeros(3), args=(penalty,))
+
+@ray.remote
+def work(store, penalty):
+    with using(store=store):
+        result = fit(penalty)
+        return result.x[0], result.warm.source
+
+if __name__ == "__main__":
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
+    store = Store(sys.argv[1])
+    penalties = np.geomspace(0.1, 10.0, 6).tolist()
+    for expected in ("cold", "final"):
+        found = ray.get([work.remote(store, penalty) for penalty in penalties])
+        assert {source for _, source in found} == {expected}, found
+    with using(store=store):
+        path = fit_path(fit, penalties)
+    assert [report.source for report in path.reports] == ["final"] * 6
+    assert [x for x, _ in found] == path.x[:, 0].tolist()
+    ray.shutdown()
+    print("done")
+"""
+
+
+def test_ray(tmp_path):
+    """Remote functions take a store as its address, and see each other's results."""
+    pytest.importorskip("ray")
+    script = tmp_path / "many.py"
+    script.write_text(RAY)
+    command = [sys.executable, script, f"dir://{tmp_path}/store"]
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.split()[-1:] == ["done"], done.stderr
+
+
 class TestTrouble:
     """Law 2, against servers that are not there, not right, or not well."""
 
