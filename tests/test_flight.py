@@ -28,7 +28,8 @@ def slow(x):
         log.write(f"{os.getpid()}\\n")
     return float(np.sum(100.0 * (x[1:] - x[:-1] ** 2) ** 2 + (1.0 - x[:-1]) ** 2))
 
-with using(store=sys.argv[1], model="slow", busy="wait"):
+shown = len(sys.argv) > 3
+with using(store=sys.argv[1], model="slow", busy="wait", interval=0.3, progress=shown):
     result = optimize.minimize(slow, np.zeros(5), method="Nelder-Mead")
 print(result.warm.source, result.fun)
 """
@@ -84,6 +85,17 @@ class TestWaiting:
             method="Nelder-Mead",
         )
         assert whole <= cold.nfev + 25
+
+    def test_progress_of_the_other_is_shown(self, script, tmp_path):
+        """Evaluations and objective of whom is waited for."""
+        owner = started(script)
+        at_it(tmp_path, 50)
+        waiting = subprocess.run([*script, "shown"], capture_output=True, text=True, check=True)
+        owner.communicate()
+        assert waiting.stdout.split()[0] == "final"
+        (line,) = waiting.stderr.splitlines()
+        assert line.startswith("warmstart: another process is at this fit")
+        assert "best " in line
 
 
 class TestLeases:

@@ -231,6 +231,26 @@ class TestWrongUse:
         with pytest.raises(ArgumentError, match="local is True, False or a folder"):
             Store(address, local=3)
 
+    def test_by_the_environment(self, address, tmp_path, monkeypatch):
+        """For all stores on servers, not for folders, and not to read only."""
+        monkeypatch.setenv("WARMSTART_LOCAL", str(tmp_path / "near"))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        store = Store(address)
+        assert store.local.startswith(str(tmp_path / "near"))
+        watched(store).dead = True
+        with pytest.warns(WarmstartWarning, match="does not answer"):
+            store.session(FitSpec(model="waits")).finalize(1.0)
+        with pytest.warns(WarmstartWarning, match="not at"):
+            store.close()
+        again = Store(address)
+        assert again.stats().waiting == 1
+        again.close()
+        assert Store(address, read_only=True).local is None
+        assert Store(tmp_path / "folder").local is None
+        assert Store(address, local=False).local is None
+        monkeypatch.setenv("WARMSTART_LOCAL", "1")
+        assert Store(address).local.startswith(str(tmp_path / "cache"))
+
     def test_it_travels(self, address, tmp_path):
         """To other processes, with its folder."""
         import pickle

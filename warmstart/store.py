@@ -130,11 +130,12 @@ class Store(History):
         their own in the folder, and go by `ttl` as well.
     read_only : bool
         Serve what is there, write nothing, not even locks or stamps of use.
-    local : bool, str or path-like
+    local : bool, str or path-like, optional
         For a store of several machines: keep results in a folder of this one too, a path or one
         in the platform's cache folder, which must not be on a network file system. Fits that it
         has are answered without the server. Writes are acknowledged when they are in it, and sent
-        on every two seconds, with each final, and by `flush` and `close`.
+        on every two seconds, with each final, and by `flush` and `close`. By default
+        ``$WARMSTART_LOCAL``, a path or ``1``, where that is set.
     strict : bool
         Raise what would otherwise be one warning and a fit without the store.
     clock : callable
@@ -174,7 +175,7 @@ class Store(History):
         entry_budget: int | None = None,
         journal_budget: int | None = None,
         read_only: bool = False,
-        local: bool | str | os.PathLike[str] = False,
+        local: bool | str | os.PathLike[str] | None = None,
         strict: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -208,7 +209,10 @@ class Store(History):
 
     def _checked_local(self, local: Any) -> str | None:
         """Return the folder in front of the server, if there is to be one."""
-        if local is False:
+        if local is None and self.is_shared:
+            given = os.environ.get("WARMSTART_LOCAL", "")
+            local = True if given == "1" else given or False
+        if local is None or local is False:
             return None
         if local is not True and not isinstance(local, (str, os.PathLike)):
             raise ArgumentError(f"local is True, False or a folder, not {local!r:.60}")

@@ -32,6 +32,7 @@ from warmstart.errors import (
 from warmstart.fingerprint import FitSpec, Level, code_fingerprint, environment
 from warmstart.flight import flight
 from warmstart.journal import NONE, Found, Header, Journal, dumps, loads
+from warmstart.progress import Progress
 from warmstart.randomness import Dice, restore, states
 from warmstart.recent import Recent, signature
 from warmstart.record import Entry, EntryKind, Start
@@ -189,14 +190,22 @@ def _run_alone(call: _Call, session: Session, spec: FitSpec, entry: Entry | None
             lambda: store.best(session.key, producer=session.producer), None, local=True
         )
 
+    shown = Progress(options.progress)
+
     def done() -> bool:
         found = best()
+        if found is not None and options.progress:
+            payload = found.payload if isinstance(found.payload, dict) else {}
+            shown.follow(payload.get("evaluations", 0), found.objective)
         return found is not None and _is_answer(call, found)
 
     wait = options.busy == "wait"
     with contextlib.ExitStack() as stack:
         turn = flight(store, session.key, session.run_id, wait=wait, done=done)
-        alone = store.attempt(lambda: stack.enter_context(turn), True, writes=True)
+        try:
+            alone = store.attempt(lambda: stack.enter_context(turn), True, writes=True)
+        finally:
+            shown.close()
         found = best()
         if found is not None and _is_answer(call, found):
             return _answer(call, store, found)
