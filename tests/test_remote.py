@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,12 +19,14 @@ import numpy as np
 import pytest
 import scipy.optimize
 from backend_contract import BackendContract, machine_over
+from calls import Calls
 from hypothesis import settings
 from processes import in_child
-from servers import free_port, redis_binary, redis_server
+from servers import free_port, fresh, redis_binary, redis_server
 
 from warmstart import (
     ArgumentError,
+    FitSpec,
     Store,
     StoreError,
     WarmstartWarning,
@@ -38,11 +39,6 @@ from warmstart.backends import directory as directory_module
 from warmstart.backends.directory import DirectoryBackend
 from warmstart.backends.postgres import PostgresBackend
 from warmstart.backends.redis import RedisBackend
-
-
-def fresh(url):
-    """Return the address of a new store on a server."""
-    return f"{url}?store=t{uuid.uuid4().hex[:12]}"
 
 
 def told(node):
@@ -133,17 +129,6 @@ def test_a_directory_in_any_history(monkeypatch):
     )().runTest()
 
 
-@pytest.fixture(params=["redis", "postgres", "directory"])
-def address(request, tmp_path):
-    """The address of a new store, and how to forget it."""
-    if request.param == "directory":
-        yield f"dir://{tmp_path}/store"
-        return
-    address = fresh(request.getfixturevalue(f"{request.param}_url"))
-    yield address
-    Store(address).backend.clear()
-
-
 def bowl(x, at):
     return float(np.sum((x - at) ** 2) + 0.1 * np.sum((x - at) ** 4))
 
@@ -197,6 +182,25 @@ class TestStores:
         store.run(name="one")
         again = pickle.loads(pickle.dumps(store))
         assert again.runs()[0].name == "one"
+
+    def test_round_trips(self, address):
+        """One for a hit that was asked for before, one for a checkpoint; a look at the size in 16."""
+        store = Store(address)
+        session = store.session(FitSpec(model="counted"), interval=0.0)
+        for i in range(3):
+            session.checkpoint(np.zeros(10), objective=10.0 - i)
+        calls = store.backend = Calls(store.backend)
+        asked = []
+        for i in range(32):
+            before = calls.count
+            assert session.checkpoint(np.zeros(10), objective=5.0 - 0.1 * i)
+            asked.append(calls.count - before)
+        assert sorted(asked)[:28] == [1] * 28
+        session.finalize(np.zeros(10), objective=0.0)
+        for _ in range(3):
+            before = calls.count
+            assert store.best(session.key).objective == 0.0
+        assert calls.count - before == 1
 
     def test_read_only(self, address):
         with pytest.raises(StoreError) if address.startswith("dir:") else warnings.catch_warnings():

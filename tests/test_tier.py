@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import scipy.optimize
-from conftest import fresh
+from calls import Calls
 from processes import SIGKILLED, in_child
 from servers import redis_binary, redis_server
 
@@ -27,37 +27,6 @@ from warmstart.record import EntryKind
 from warmstart.rows import entry_row
 
 X0 = np.array([-1.2, 1.0])
-
-
-@pytest.fixture(params=["redis", "postgres", "directory"])
-def address(request, tmp_path):
-    if request.param == "directory":
-        yield f"dir://{tmp_path}/server"
-        return
-    address = fresh(request.getfixturevalue(f"{request.param}_url"))
-    yield address
-    Store(address).backend.clear()
-
-
-class Calls:
-    """Counts what a backend is asked."""
-
-    def __init__(self, backend):
-        self.backend, self.count, self.sent, self.dead = backend, 0, 0, False
-
-    def __getattr__(self, name):
-        found = getattr(self.backend, name)
-        if name not in {"get", "scan", "apply", "version", "size", "lock", "flush"}:
-            return found
-
-        def call(*args, **kwargs):
-            self.count += 1
-            self.sent += name == "apply" and any(key[:1] == b"e" for key in args[0].puts)
-            if self.dead:
-                raise StoreError("the server does not answer")
-            return found(*args, **kwargs)
-
-        return call
 
 
 def watched(store):
