@@ -31,6 +31,7 @@ from warmstart import (
     StoreError,
     WarmstartWarning,
     cli,
+    host,
     optimize,
     using,
 )
@@ -182,6 +183,29 @@ class TestStores:
         store.run(name="one")
         again = pickle.loads(pickle.dumps(store))
         assert again.runs()[0].name == "one"
+
+    def test_clocks_that_differ(self, address, monkeypatch):
+        """A machine whose clock is an hour off takes nobody for dead, and nothing for old."""
+        here = Store(address)
+        run = here.run(name="alive").start()
+        real = time.time
+        monkeypatch.setattr(host, "is_alive", lambda _: None)  # on another machine
+        for hours in (-1.0, 1.0):
+            monkeypatch.setattr(time, "time", lambda h=hours: real() + 3600.0 * h)
+            there = Store(address, ttl=1800.0)
+            if address.startswith("dir"):  # the file system has the right time
+                monkeypatch.setattr(there.backend, "now", real)
+            assert abs(there.clock() - real()) < 5.0
+            assert not there.get_run(run.id).is_dead
+            with using(store=there):
+                result = optimize.minimize(bowl, np.zeros(2), args=(hours,))
+            there.gc()
+            assert there.best(there.resolve(result.warm.key)) is not None
+            assert abs(there.run_info(result.warm.run).started - real()) < 5.0
+            there.close()
+        monkeypatch.undo()
+        assert here.stats().finals == 2
+        run.complete()
 
     def test_round_trips(self, address):
         """One for a hit that was asked for before, one for a checkpoint; a look at the size in 16."""

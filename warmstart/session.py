@@ -218,7 +218,7 @@ class Session:
         self._pulse: Pulse | None = None
         self.facts: dict[str, Any] = {}
         """More of the fields of `RunInfo`, for whoever drives the optimizer to fill in."""
-        self._started = time.time()
+        self._started = store.clock()
         self._written = False
         self._final = False
         # The limiter: `checkpoint` returns at once unless the objective is below `_below`, or

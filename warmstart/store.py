@@ -91,6 +91,10 @@ _SIZED_EVERY = 16
 """Writes of a process between two looks at the store's size, where they are small."""
 _ROW_SPACE = 4096
 """Bytes that a write takes besides its record, at most about: index rows, half empty pages."""
+_ASK_EVERY = 600.0
+"""Seconds between two questions after a server's time."""
+_AGREES = 1.0
+"""Seconds by which two clocks may differ without a correction."""
 _SETTLE_AFTER = 10.0
 """Seconds for which stamps of use gather in memory before a write takes them along."""
 
@@ -138,8 +142,10 @@ class Store(History):
         ``$WARMSTART_LOCAL``, a path or ``1``, where that is set.
     strict : bool
         Raise what would otherwise be one warning and a fit without the store.
-    clock : callable
-        Returns UTC seconds since the epoch.
+    clock : callable, optional
+        Returns UTC seconds since the epoch; by default this machine's clock, and for a store of
+        several machines that of the server or file system, so that it does not matter if theirs
+        differ.
 
     Raises
     ------
@@ -177,7 +183,7 @@ class Store(History):
         read_only: bool = False,
         local: bool | str | os.PathLike[str] | None = None,
         strict: bool = False,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._where = _address(where)
         self.size_budget = positive("size_budget", size_budget)
@@ -191,11 +197,15 @@ class Store(History):
         for name, value in (("read_only", read_only), ("strict", strict)):
             if not isinstance(value, bool):
                 raise ArgumentError(f"{name} is True or False, not {value!r:.60}")
-        if not callable(clock):
+        if clock is not None and not callable(clock):
             raise ArgumentError(f"clock is a function that returns seconds, not {clock!r:.60}")
         self.read_only = read_only
         self.strict = strict
+        self._clock = clock
+        if clock is None:
+            clock = self._common_time if "://" in self._where else time.time
         self.clock = clock
+        """Returns UTC seconds since the epoch, by one clock for all who use the store."""
         self.backend = _backend(self._where, read_only=read_only)
         self.address = self.backend.address
         """Where it is, without passwords."""
@@ -238,6 +248,7 @@ class Store(History):
         self._room = 0
         """Bytes that may be written before the size is looked at again."""
         self._settled = time.monotonic()
+        self._asked, self._ahead = -math.inf, 0.0
         self._trouble: tuple[Exception, float] | None = None
         self._fits: list[tuple[tuple[bytes, ...], int, float]] = []
         self._saved = Saved()
@@ -262,7 +273,7 @@ class Store(History):
             "read_only": self.read_only,
             "local": str(Path(self.local).parent) if self.local is not None else False,
             "strict": self.strict,
-            "clock": self.clock,
+            "clock": self._clock,
         }
         return _rebuild, (self._where, options)
 
@@ -315,6 +326,16 @@ class Store(History):
     def _front(self) -> Backend:
         """What is asked first, and written to first."""
         return self.backend if self._tier is None else self._tier.near
+
+    def _common_time(self) -> float:
+        """Return UTC seconds since the epoch by the server's clock."""
+        if time.monotonic() >= self._asked + _ASK_EVERY:
+            self._asked = time.monotonic()
+            begin = time.time()
+            there = self.attempt(self.backend.now, None)
+            ahead = 0.0 if there is None else there - (begin + time.time()) / 2.0
+            self._ahead = ahead if abs(ahead) > _AGREES else 0.0
+        return time.time() + self._ahead
 
     # One fit
 

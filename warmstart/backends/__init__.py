@@ -143,6 +143,10 @@ class Backend(Protocol):
         """Return what is structurally wrong with the engine's own files; empty when sound."""
         ...
 
+    def now(self) -> float:
+        """Return UTC seconds since the epoch, by one clock for all who use the map."""
+        ...
+
     def close(self) -> None:
         """Flush, and let go of files and threads. A closed backend opens again when used."""
         ...

@@ -425,6 +425,18 @@ class DirectoryBackend:
             self._refresh()
             return self._size
 
+    def now(self) -> float:
+        """Return the time of the file system, which stamps a file that is written."""
+        if self._read_only:
+            return time.time()
+        with self._gate, self._trouble():
+            self._prepare()
+            scratch = self._scratch(b"\n")
+            try:
+                return scratch.stat().st_mtime
+            finally:
+                scratch.unlink()
+
     def verify(self) -> list[str]:
         """Return the files that are damaged."""
         with self._gate, self._trouble():

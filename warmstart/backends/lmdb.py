@@ -35,6 +35,7 @@ import os
 import re
 import shutil
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 from itertools import groupby
@@ -192,6 +193,10 @@ class LmdbBackend:
     def size(self) -> int:
         """Return the bytes of the pages in use. O(1)."""
         return self._environment.size()
+
+    def now(self) -> float:
+        """Return the time of this machine."""
+        return time.time()
 
     def verify(self) -> list[str]:
         """Return what is structurally wrong with the files, and frames that are damaged."""

@@ -333,6 +333,10 @@ class PostgresBackend:
         """Return the bytes of keys and values, and 64 a pair."""
         return self._state("bytes")
 
+    def now(self) -> float:
+        """Return the server's time."""
+        return float(self._rows("SELECT extract(epoch FROM clock_timestamp())")[0][0])
+
     def verify(self) -> list[str]:
         """Return whether the sizes agree with what is there."""
         if self._missing():

@@ -329,6 +329,11 @@ class RedisBackend:
         """Return the bytes of keys and values, and 128 a pair."""
         return int(self._do(lambda: self._client.get(self._key("b"))) or 0)
 
+    def now(self) -> float:
+        """Return the server's time."""
+        seconds, more = self._do(self._client.time)
+        return float(seconds) + 1e-6 * float(more)
+
     def verify(self) -> list[str]:
         """Return whether keys, values and numbers belong together."""
 
