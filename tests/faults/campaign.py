@@ -19,6 +19,7 @@ CAMPAIGNS: dict[str, tuple[int, int]] = {
     "power": (5000, 150),
     "flips": (20_000, 500),
     "full": (300, 10),
+    "hostile": (5000, 60),
 }
 """Modules of this folder, in the order in which they run: the full amount, and the short one."""
 

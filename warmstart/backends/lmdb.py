@@ -382,8 +382,8 @@ class _Environment:
         self._writes += 1
         if self._full or self._writes % _CHECK_EVERY == 1:
             free = shutil.disk_usage(self.path).free
-            # Pages that are free inside are room, too: deleting makes some on a full disk. Hot needs
-            # little, for it is emptied again and again.
+            # Pages that are free inside are room, too: deleting makes some on a full disk. Hot
+            # needs little, for it is emptied again and again.
             self._full = free < _FLOOR and (
                 free + self.durable.spare() < _FLOOR or free + self.hot.spare() < _FLOOR // 8
             )

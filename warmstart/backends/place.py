@@ -58,7 +58,7 @@ def sync_folder(path: Path) -> None:
 def read_file(path: Path) -> bytes:
     """Return what is in a file, and in nothing else: a pipe in its place would be waited for."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
+    with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a file", os.fspath(path))
         return file.read()
