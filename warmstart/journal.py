@@ -251,6 +251,9 @@ def dumps(value: Any) -> bytes:
     return b"".join((_u32.pack(len(head)), head, *body))
 
 
+_payload_head = msgspec.msgpack.Decoder(tuple[Any, list[int]])
+
+
 def loads(raw: bytes) -> Any:
     """Return what `dumps` was given.
 
@@ -261,7 +264,7 @@ def loads(raw: bytes) -> Any:
     """
     try:
         (size,) = _u32.unpack_from(raw)
-        tree, table = msgspec.msgpack.decode(raw[4 : 4 + size])
+        tree, table = _payload_head.decode(raw[4 : 4 + size])
     except (struct.error, msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
         raise CodecError(f"not a payload: {error}") from error
     return decode_payload(tree, table, memoryview(raw)[4 + size :], max_bytes=MAX_DECODED)
@@ -371,7 +374,7 @@ class Journal:
             for start, stop in self._frames(end, size):
                 self._take(self._map[start], start + 1, stop)
                 end = stop
-        except (msgspec.MsgspecError, CodecError, struct.error, RecursionError) as error:
+        except (msgspec.MsgspecError, struct.error, RecursionError, ValueError) as error:
             raise RecordError(f"{self.path.name} is damaged: {error}") from error
         if self.header is None or not self.lives:
             raise RecordError(f"{self.path.name} has no whole header")

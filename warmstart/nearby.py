@@ -30,7 +30,7 @@ from blake3 import blake3
 from warmstart.backends import MAX_KEY, Backend, Batch, Item
 from warmstart.errors import RecordError
 from warmstart.fingerprint import Fingerprint, FitSpec, Level
-from warmstart.record import seal, unseal
+from warmstart.record import UNREADABLE, seal, unseal
 from warmstart.rows import pages
 from warmstart.sketch import RowSketch, row_hashes, rows_of
 
@@ -246,7 +246,7 @@ def _listed(backend: Backend, key: bytes) -> _Listed | None:
         return None
     try:
         return msgspec.msgpack.decode(unseal(item.value), type=_Listed)
-    except (RecordError, msgspec.MsgspecError, RecursionError):
+    except UNREADABLE:
         return None
 
 

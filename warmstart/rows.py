@@ -40,6 +40,7 @@ from warmstart.errors import RecordError, RecordVersionError
 from warmstart.fingerprint import Fingerprint
 from warmstart.record import (
     HEAD_SIZE,
+    UNREADABLE,
     Entry,
     EntryKind,
     Head,
@@ -317,5 +318,5 @@ def read_small(item: Item | None, kind: type[_T]) -> _T | None:
         return None
     try:
         return msgspec.msgpack.decode(unseal(item.value), type=kind)
-    except (RecordError, msgspec.MsgspecError, RecursionError):
+    except UNREADABLE:
         return None

@@ -20,6 +20,7 @@ CAMPAIGNS: dict[str, tuple[int, int]] = {
     "flips": (20_000, 500),
     "full": (300, 10),
     "hostile": (5000, 60),
+    "fuzz": (600, 20),
 }
 """Modules of this folder, in the order in which they run: the full amount, and the short one."""
 
