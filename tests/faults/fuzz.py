@@ -10,6 +10,7 @@ The amount is in seconds, *tried* are inputs, *wrong* the targets that were brok
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import os
@@ -50,10 +51,8 @@ def decode(data: bytes) -> None:
     if kind < b"@":
         with_record(data)
     elif kind < b"\x80":
-        try:
+        with contextlib.suppress(CodecError):
             encode_payload(loads(data))
-        except CodecError:
-            pass
     else:
         for row in (RunInfo, Lease, Saved, Cost):
             read_small(Item(b"r", seal(data), 1, len(data) + 16), row)
@@ -87,10 +86,8 @@ def bundle(data: bytes) -> None:
     with tempfile.NamedTemporaryFile() as file:
         file.write(raw)
         file.flush()
-        try:
+        with contextlib.suppress(BundleError):
             read_bundle(backend, file.name, lambda _done, _total: None, entry_budget=_BUDGET)
-        except BundleError:
-            pass
     for item in pages(backend, b"e", head=None):
         read(item)  # nothing that cannot be read was let in
 
@@ -155,8 +152,14 @@ def run(amount: int, seed: int, say: Say) -> Outcome:
             options = f"-max_total_time={amount // len(TARGETS)} -seed={seed + 1} -timeout=10"
             options += f" -rss_limit_mb=2048 -max_len=4096 -print_final_stats=1 {scratch}/corpus"
             done = subprocess.run(
-                [sys.executable, "-c", _RUN, name, f"-artifact_prefix={scratch}/"]
-                + options.split(),
+                [
+                    sys.executable,
+                    "-c",
+                    _RUN,
+                    name,
+                    f"-artifact_prefix={scratch}/",
+                    *options.split(),
+                ],
                 capture_output=True,
                 env=os.environ | {"PYTHONPATH": path},
                 check=False,
