@@ -198,8 +198,10 @@ def _record(record: bytes, rng: random.Random) -> bytes:
 def _bomb(rng: random.Random) -> tuple[bytes, int]:
     """Return a small frame of zstd, and what it says that it becomes."""
     length = rng.choice((1 << 20, 200 << 20, 1 << 33, 1 << 60))
-    real = zstandard.ZstdCompressor(write_content_size=rng.random() < 0.8)
-    packed = real.compress(bytes(min(length, 200 << 20)))
+    real = min(length, 200 << 20)
+    frame = zstandard.ZstdCompressor(write_content_size=rng.random() < 0.8).compressobj(size=real)
+    zeros = bytes(1 << 20)
+    packed = b"".join(frame.compress(zeros) for _ in range(real >> 20)) + frame.flush()
     return packed.ljust(
         rng.choice((0, -(-length // 1024) if length < 1 << 30 else 0)), b"\0"
     ), length
