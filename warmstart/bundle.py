@@ -19,8 +19,10 @@ import contextlib
 import json
 import os
 import re
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -36,6 +38,10 @@ __all__ = ["OWN", "read_bundle", "write_bundle"]
 
 _FORMAT = 1
 _MANIFEST = "warmstart.json"
+_UNREADABLE = (
+    *(RecordError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, MemoryError),
+    RuntimeError,  # encrypted, or of a kind that zipfile does not know
+)
 _ENTRY = re.compile(r"entries/([0-9a-f]{64})/([0-9a-f]{32})\.([bfl])")
 _KEY = re.compile(r"keys/([0-9a-f]{64})")
 _BLOB = re.compile(r"blobs/([0-9a-f]{64})")
@@ -71,7 +77,7 @@ def write_bundle(
                     continue
                 key = row[1:33].hex()
                 if row[:1] == b"e":
-                    name = f"entries/{key}/{row[33:49].hex()}.{row[49:].decode('ascii')}"
+                    name = f"entries/{key}/{row[33:49].hex()}.{row[49:].decode('latin-1')}"
                     bundle.writestr(name, item.value)
                     count += 1
                     continue
@@ -126,7 +132,7 @@ def read_bundle(
                     skipped += row[:1] == b"e"
                 else:
                     added += row[:1] == b"e"
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, struct.error) as error:
         raise BundleError(f"{os.fspath(path)} is not a bundle: {error}") from error
     return added, skipped
 
@@ -137,7 +143,7 @@ def _members(
     try:
         manifest = json.loads(_bounded(bundle, bundle.getinfo(_MANIFEST), 1000))
         version = manifest["format"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, zlib.error, RecursionError) as error:
         raise BundleError(
             f"{os.fspath(path)} is a zip file, but not a bundle: it has no valid {_MANIFEST}"
         ) from error
@@ -162,6 +168,10 @@ def _rows(members: Iterable[zipfile.ZipInfo]) -> Iterator[tuple[bytes, zipfile.Z
 
 def _bounded(bundle: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> bytes:
     """Read a member without trusting the size that it declares."""
+    if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise ValueError(f"{member.filename} is packed in a way that takes what memory it likes")
+    if member.file_size > limit:
+        raise ValueError(f"{member.filename} has more than {limit} bytes")
     with bundle.open(member) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -179,7 +189,7 @@ def _content(
             read(Item(row, value, 0, len(value)))
         else:
             unseal(value)
-    except (RecordError, ValueError, zipfile.BadZipFile):
+    except _UNREADABLE:
         return None
     return value
 
@@ -200,7 +210,7 @@ def _add_artifact(
         return
     try:
         data = _bounded(bundle, blob, made.size)
-    except (ValueError, zipfile.BadZipFile):
+    except _UNREADABLE:
         return
     if blake3(data).hexdigest() == made.hash:
         with contextlib.suppress(ArgumentError):  # a name that is none

@@ -253,6 +253,9 @@ def dumps(value: Any) -> bytes:
     return b"".join((_u32.pack(len(head)), head, *body))
 
 
+_payload_head = msgspec.msgpack.Decoder(tuple[Any, list[int]])
+
+
 def loads(raw: bytes) -> Any:
     """Return what `dumps` was given.
 
@@ -263,8 +266,8 @@ def loads(raw: bytes) -> Any:
     """
     try:
         (size,) = _u32.unpack_from(raw)
-        tree, table = msgspec.msgpack.decode(raw[4 : 4 + size])
-    except (struct.error, msgspec.MsgspecError, TypeError, ValueError) as error:
+        tree, table = _payload_head.decode(raw[4 : 4 + size])
+    except (struct.error, msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
         raise CodecError(f"not a payload: {error}") from error
     return decode_payload(tree, table, memoryview(raw)[4 + size :], max_bytes=MAX_DECODED)
 
@@ -373,7 +376,7 @@ class Journal:
             for start, stop in self._frames(end, size):
                 self._take(self._map[start], start + 1, stop)
                 end = stop
-        except (msgspec.MsgspecError, CodecError, struct.error) as error:
+        except (msgspec.MsgspecError, struct.error, RecursionError, ValueError) as error:
             raise RecordError(f"{self.path.name} is damaged: {error}") from error
         if self.header is None or not self.lives:
             raise RecordError(f"{self.path.name} has no whole header")

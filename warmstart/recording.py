@@ -944,8 +944,9 @@ class Recorder:
             if self._next_sync:
                 self._attempt(self.journal.sync)
             end = time.perf_counter()
-            # Half of it: what is written until then waits for the next evaluation, and the disk.
-            self._next_sync = end + max(self._options.interval / 2, _SHARE * (end - now))
+            # Half of it, since what is written waits for the next evaluation and the disk, too; and
+            # however long the disk takes: a power cut costs no more than two seconds.
+            self._next_sync = end + self._options.interval / 2
 
     def _stop_recording(self, why: str) -> None:
         self.recording = False

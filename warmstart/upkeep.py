@@ -23,6 +23,7 @@ from warmstart.rows import (
     Slot,
     heads,
     info_row,
+    is_row,
     pages,
     pin_row,
     read,
@@ -340,19 +341,28 @@ def _started(run: bytes) -> float:
 def verify(backend: Backend, *, repair: bool = False) -> VerifyReport:
     """Decode every record, check every other row, and the engine's files."""
     report = VerifyReport(structure=backend.verify())
-    for item in pages(backend, b"", limit=16, head=None):
-        report.records += 1
-        try:
-            if item.key[:1] == b"e":
-                read(item)
-            else:
-                unseal(item.value)
-        except RecordVersionError:
-            report.newer += 1
-        except RecordError as error:
-            report.damaged.append(f"{_name(item.key)}: {error}")
-            report.repaired += repair and _delete_if_unmoved(backend, item)
+    last = b""
+    while page := backend.scan(b"", after=last, limit=16):
+        last = page[-1].key
+        for item in page:
+            report.records += 1
+            try:
+                _check(item)
+            except RecordVersionError:
+                report.newer += 1
+            except RecordError as error:
+                report.damaged.append(f"{_name(item.key)}: {error}")
+                report.repaired += repair and _delete_if_unmoved(backend, item)
     return report
+
+
+def _check(item: Item) -> None:
+    if not is_row(item.key):
+        raise RecordError("stands in a row that no record has")
+    if item.key[:1] == b"e":
+        read(item)
+    else:
+        unseal(item.value)
 
 
 def _name(row: bytes) -> str:

@@ -161,6 +161,10 @@ class _Reader:
             self.add(time, "sync", path, number=number)
         elif name in {"ftruncate", "truncate"}:
             self.add(time, "size", path, offset=int(arguments.rsplit(",", 1)[1]))
+        elif name == "fallocate":
+            _, mode, offset, length = arguments.rsplit(",", 3)
+            assert mode.strip() == "0", arguments
+            self.add(time, "grow", path, offset=int(offset) + int(length))
         elif name == "lseek":
             self.places[descriptor] = result
         elif name == "mmap":
@@ -283,7 +287,7 @@ class _Disk:
             offset = found.size if act.offset < 0 else act.offset
             found.size = max(found.size, offset + len(act.data))
             found.pending.append((number, offset, act.data, kind == "through"))
-        elif kind == "size":
+        elif kind == "size" or (kind == "grow" and act.offset > found.size):
             found.size = act.offset
             found.pending.append((number, act.offset, None, False))
         elif kind == "sync" and isinstance(found, _File):

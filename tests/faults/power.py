@@ -46,7 +46,7 @@ _GRACE = 2.0
 """Seconds of law 5."""
 _LATE = 0.1
 """Seconds that an evaluation may wait in a buffer, and its ``fdatasync`` may take."""
-_KINDS = ("folder", "folder", "folder", "dir")
+_KINDS = ("folder", "dir", "folder", "folder")
 _CODE = "import sys; from faults.power import write; write(*sys.argv[1:])"
 
 
