@@ -22,6 +22,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from warmstart.errors import StoreError, WarmstartWarning
+from warmstart.host import the_psutil
 
 __all__ = ["HALVES", "Attendance", "Place"]
 
@@ -232,11 +233,9 @@ class Place:
 
 def file_system(path: Path) -> str:
     """Return the type of the file system that `path` is or would be on, ``""`` if unknown."""
-    import psutil  # noqa: PLC0415 (10 ms, needed once a process and store)
-
     real = os.path.realpath(path)
     best = ("", "")
-    for part in psutil.disk_partitions(all=True):
+    for part in the_psutil().disk_partitions(all=True):
         mount = part.mountpoint.rstrip("/") + "/"
         if (real + "/").startswith(mount) and len(mount) >= len(best[0]):
             best = (mount, part.fstype)
