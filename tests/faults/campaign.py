@@ -17,7 +17,9 @@ Say = Callable[[int], None]
 
 CAMPAIGNS: dict[str, tuple[int, int]] = {
     "kills": (2_000, 60),
-    "histories": (1_000, 12),
+    "histories": (1_000, 20),
+    "long": (3_600, 120),
+    "forks": (100, 10),
 }
 """Modules of this folder, in the order in which they run: the full amount, and the short one."""
 
