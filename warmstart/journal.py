@@ -26,6 +26,7 @@ import functools
 import mmap
 import os
 import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,7 @@ from numpy.typing import NDArray
 from warmstart.codec import MAX_DECODED, decode_payload, encode_payload
 from warmstart.errors import CodecError, RecordError
 from warmstart.fingerprint import Fingerprint
+from warmstart.locks import free_in_children
 
 __all__ = [
     "NONE",
@@ -560,6 +562,7 @@ def end_frame(called: dict[str, int]) -> bytes:
 # killed parent would hold the latter on. They do not part threads, so this set does.
 _held: set[str] = set()
 _guard = threading.Lock()
+free_in_children(sys.modules[__name__], "_guard")
 
 
 class Found(NamedTuple):

@@ -42,6 +42,7 @@ from warmstart.errors import (
 from warmstart.fingerprint import Difference, Fingerprint, FitSpec, SpecSummary, environment
 from warmstart.journal import Shelf
 from warmstart.learned import Cost, Family, Plan, Saved, merge_costs, merge_saved
+from warmstart.locks import free_in_children
 from warmstart.nearby import forget
 from warmstart.record import HEAD_SIZE, Entry, EntryKind, encode_record, producer_tag
 from warmstart.rows import (
@@ -188,6 +189,7 @@ class Store:
         self._discard: Callable[[], Any] | None = None
         self.counters: Counter[str] = Counter()
         self._lock = threading.Lock()
+        free_in_children(self, "_lock")
         self._used: dict[bytes, float] = {}
         self._damaged: dict[bytes, int] = {}
         self._recent: dict[Any, tuple[object, Entry]] = {}

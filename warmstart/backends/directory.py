@@ -36,6 +36,7 @@ from blake3 import blake3
 
 from warmstart.backends import Batch, Durability, Item, check
 from warmstart.errors import ArgumentError, StoreError, StoreFullError
+from warmstart.locks import free_in_children
 from warmstart.pulse import Pulse
 
 __all__ = ["DirectoryBackend"]
@@ -94,6 +95,7 @@ class DirectoryBackend:
         self.path = Path(path)
         self._read_only = read_only
         self._gate = threading.RLock()
+        free_in_children(self, "_gate", threading.RLock)
         self._pairs: dict[bytes, _Held] = {}
         self._keys: list[bytes] = []
         self._sequence = 0

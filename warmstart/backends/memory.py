@@ -8,6 +8,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 
 from warmstart.backends import Batch, Durability, Item, check
+from warmstart.locks import held_over_forks
 
 __all__ = ["MemoryBackend"]
 
@@ -24,6 +25,7 @@ class MemoryBackend:
         self._sequence = 0
         self._size = 0
         self._gate = threading.RLock()
+        held_over_forks(self, "_gate")
         self._locks: dict[str, threading.Lock] = {}
 
     @property

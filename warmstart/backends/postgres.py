@@ -21,6 +21,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from warmstart.backends import Batch, Durability, Item, check
 from warmstart.errors import ArgumentError, StoreError, StoreFullError
+from warmstart.locks import free_in_children
 
 __all__ = ["PostgresBackend"]
 
@@ -122,6 +123,7 @@ class PostgresBackend:
         self._read_only = read_only
         self._ready = False
         self._gate = threading.Lock()
+        free_in_children(self, "_gate")
         self._idle: list[Any] = []
         self._owner = os.getpid()
         weakref.finalize(self, _hang_up, self._idle, self._owner)

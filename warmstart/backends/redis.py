@@ -21,6 +21,7 @@ import msgspec
 
 from warmstart.backends import Batch, Durability, Item, check
 from warmstart.errors import ArgumentError, StoreError, StoreFullError, WarmstartWarning
+from warmstart.locks import free_in_children
 from warmstart.pulse import Pulse
 
 __all__ = ["RedisBackend"]
@@ -139,6 +140,7 @@ class RedisBackend:
         self._checked = False
         self._waits = False
         self._gate = threading.Lock()
+        free_in_children(self, "_gate")
 
     @property
     def address(self) -> str:
