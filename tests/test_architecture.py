@@ -22,7 +22,7 @@ FLOORS = [
     ["errors"],
     [
         *("arrays", "code", "backends", "machine", "progress", "continuation", "randomness"),
-        *("sketch", "curvature", "host", "trace", "report", "pulse", "forks"),
+        *("sketch", "curvature", "host", "trace", "report", "pulse", "locks"),
     ],
     [
         "html",

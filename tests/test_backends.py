@@ -721,3 +721,27 @@ def test_lmdb_is_recent_enough():
     from importlib.metadata import version
 
     assert tuple(map(int, version("lmdb").split(".")[:3])) >= (2, 1, 1)
+
+
+def test_a_fork_waits_for_an_import():
+    """A child that is forked while another thread imports psutil can import it as well."""
+    code = """
+import builtins, os, sys, threading
+from warmstart import host
+plain, inside = builtins.__import__, threading.Event()
+def slow(name, *rest):
+    if name == "psutil" and not inside.is_set():
+        inside.set()
+        threading.Event().wait(0.5)  # as if the disk were slow
+    return plain(name, *rest)
+builtins.__import__ = slow
+threading.Thread(target=host.the_psutil).start()
+inside.wait()
+pid = os.fork()
+if not pid:
+    assert "psutil" in sys.modules
+    os._exit(0 if host.owner() else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60, check=False)
+    assert done.returncode == 0

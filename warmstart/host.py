@@ -11,11 +11,12 @@ import secrets
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["describe", "is_alive", "owner", "process_id"]
+__all__ = ["describe", "is_alive", "owner", "process_id", "the_psutil"]
 
 _GIT_SECONDS = 5.0
 
@@ -29,6 +30,26 @@ def process_id() -> str:
 os.register_at_fork(after_in_child=process_id.cache_clear)
 
 
+_importing = threading.Lock()
+os.register_at_fork(
+    before=_importing.acquire,
+    after_in_parent=_importing.release,
+    after_in_child=_importing.release,
+)
+
+
+def the_psutil() -> Any:
+    """Return the module, imported when it is first asked for: 10 ms that only writers need.
+
+    Not while the process forks: a child in which another thread was at the import would wait
+    for that thread for ever.
+    """
+    with _importing:
+        import psutil  # noqa: PLC0415 (see above)
+
+        return psutil
+
+
 @functools.cache
 def _host() -> str:
     return socket.gethostname()
@@ -36,9 +57,8 @@ def _host() -> str:
 
 @functools.cache
 def _created(pid: int) -> int:
-    import psutil  # noqa: PLC0415 (10 ms that only writers need)
-
-    return round(psutil.Process(pid).create_time() * 100.0)
+    born: float = the_psutil().Process(pid).create_time()
+    return round(born * 100.0)
 
 
 def owner() -> str:
@@ -49,14 +69,14 @@ def owner() -> str:
 
 def is_alive(whose: str) -> bool | None:
     """Whether a process is there still; None if it is one of another host."""
-    import psutil  # noqa: PLC0415 (10 ms that only writers need)
-
+    psutil = the_psutil()
     name, *rest = whose.rsplit(":", 2)
     if name != _host() or len(rest) != 2:
         return None
     try:
         pid, created = map(int, rest)
-        return round(psutil.Process(pid).create_time() * 100.0) == created
+        born: float = psutil.Process(pid).create_time()
+        return round(born * 100.0) == created
     except (ValueError, psutil.NoSuchProcess):
         return False
     except psutil.Error:
@@ -73,8 +93,7 @@ def describe() -> dict[str, Any]:
         ``python``, ``system``, ``cpu``, ``cores``, ``memory`` (bytes), ``gpus`` (names),
         ``git_commit``, ``git_dirty``, ``packages`` (versions of what is imported).
     """
-    import psutil  # noqa: PLC0415 (10 ms that only writers need)
-
+    psutil = the_psutil()
     found: dict[str, Any] = {
         "pid": os.getpid(),
         "script": _script(),

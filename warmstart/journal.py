@@ -28,6 +28,7 @@ import os
 import re
 import secrets
 import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,7 @@ from warmstart.backends.place import sync_folder
 from warmstart.codec import MAX_DECODED, decode_payload, encode_payload
 from warmstart.errors import CodecError, RecordError
 from warmstart.fingerprint import Fingerprint
+from warmstart.locks import free_in_children
 
 __all__ = [
     "NONE",
@@ -573,6 +575,7 @@ def end_frame(called: dict[str, int]) -> bytes:
 # killed parent would hold the latter on. They do not part threads, so this set does.
 _held: set[str] = set()
 _guard = threading.Lock()
+free_in_children(sys.modules[__name__], "_guard")
 
 
 class Found(NamedTuple):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import os
+import sys
 import threading
 import types
 import warnings
@@ -20,11 +21,14 @@ from typing import Any
 import scipy
 import scipy.optimize
 
+from warmstart.locks import free_in_children
+
 __all__ = ["overhear", "rewarn"]
 
 _MAX = 20
 _log: ContextVar[tuple[list[tuple[str, str]], str] | None] = ContextVar("log", default=None)
 _lock = threading.Lock()
+free_in_children(sys.modules[__name__], "_lock")
 _listeners = 0
 _shown: Any = None
 _HERE = os.path.dirname(__file__)  # noqa: PTH120

@@ -6,6 +6,7 @@ import contextlib
 import enum
 import math
 import secrets
+import sys
 import threading
 import time
 import weakref
@@ -22,6 +23,7 @@ from warmstart import host
 from warmstart.backends import Batch
 from warmstart.errors import ArgumentError
 from warmstart.fingerprint import Fingerprint, FitSpec, Level, environment
+from warmstart.locks import free_in_children
 from warmstart.pulse import Pulse
 from warmstart.record import Entry, EntryKind, Start, encode_record
 from warmstart.rows import RunInfo, info_row, read_small, small
@@ -512,6 +514,7 @@ def tell_process(store: Store) -> threading.Thread | None:
 
 _last_tick = 0
 _tick_lock = threading.Lock()
+free_in_children(sys.modules[__name__], "_tick_lock")
 
 
 def new_run_id() -> str:

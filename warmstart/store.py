@@ -40,10 +40,10 @@ from warmstart.errors import (
     WarmstartWarning,
 )
 from warmstart.fingerprint import Difference, Fingerprint, FitSpec, SpecSummary, environment
-from warmstart.forks import renew_in_children
 from warmstart.history import History
 from warmstart.journal import Shelf
 from warmstart.learned import Cost, Saved, merge_costs, merge_saved
+from warmstart.locks import free_in_children
 from warmstart.nearby import forget
 from warmstart.record import HEAD_SIZE, Entry, EntryKind, encode_record, producer_tag
 from warmstart.rows import (
@@ -237,8 +237,8 @@ class Store(History):
     def _start(self) -> None:
         self._discard: Callable[[], Any] | None = None
         self.counters: Counter[str] = Counter()
-        self.after_fork()
-        renew_in_children(self)
+        self._lock = threading.Lock()
+        free_in_children(self, "_lock")
         self._used: dict[bytes, float] = {}
         self._damaged: dict[bytes, int] = {}
         self._recent: dict[Any, _Kept | None] = {}
@@ -255,10 +255,6 @@ class Store(History):
         self.told: tuple[str, threading.Thread] | None = None
         """The process that has told this store what it is, and the thread that does so."""
         _open_stores.add(self)
-
-    def after_fork(self) -> None:
-        """Have a lock that no thread of the parent holds."""
-        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.address == ":memory:":

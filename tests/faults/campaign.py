@@ -22,7 +22,9 @@ CAMPAIGNS: dict[str, tuple[int, int]] = {
     "hostile": (5000, 60),
     "fuzz": (600, 20),
     "kills": (2_000, 60),
-    "histories": (1_000, 12),
+    "histories": (1_000, 20),
+    "long": (3_600, 120),
+    "forks": (100, 10),
 }
 """Modules of this folder, in the order in which they run: the full amount, and the short one."""
 

@@ -105,6 +105,9 @@ class Crew:
         Workers at a time.
     rng : random.Random
         Draws roles, instants and victims.
+    fused : bool
+        Whether one in three kills itself at some call or return of a function of the library:
+        that finds gaps that are too short for the clock.
     """
 
     def __init__(
@@ -115,7 +118,9 @@ class Crew:
         *,
         number: int,
         rng: random.Random,
+        fused: bool = True,
     ) -> None:
+        self._fused = fused
         self._folder, self._hire, self._work, self._rng = folder, hire, work, rng
         self.number = number
         self.workers: dict[int, Worker] = {}
@@ -131,9 +136,8 @@ class Crew:
     def _start(self, role: str) -> None:
         path = self._folder / f"{len(self.books)}-{role}.book"
         seed = self._rng.getrandbits(32)
-        # One in three kills itself at some call or return of a function of the library: that
-        # finds gaps that are too short for the clock.
         fuse = int(10 ** self._rng.uniform(0, 4.3)) if self._rng.random() < 1 / 3 else 0
+        fuse *= self._fused
         worker = Worker(forked(lambda: self._live(role, path, seed, fuse)), role, path)
         self.workers[worker.pid] = worker
         self.books.append(path)

@@ -60,7 +60,7 @@ def run(amount: int, seed: int, say: Say) -> Outcome:
     rng = random.Random(seed)
     troubles: list[str] = []
     acknowledged = 0
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         given = Path(scratch, "given")
         status, _ = in_child(lambda: _give(given))
         assert status == 0
@@ -314,8 +314,7 @@ class _Reader:
         if self._evicting:
             return
         if entry is None:
-            assert name not in self._best, f"{name} is gone"
-            assert name not in self._newest, f"{name} is gone"
+            assert name not in {*self._best, *self._newest}, f"{name} is gone"
             return
         assert _as_written(entry, name), name
         if entry.kind is EntryKind.FINAL:

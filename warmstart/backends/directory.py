@@ -38,7 +38,7 @@ from blake3 import blake3
 from warmstart.backends import FULL, Batch, Durability, Item, check
 from warmstart.backends.place import make_folder, read_file, sync_folder
 from warmstart.errors import ArgumentError, StoreError, StoreFullError
-from warmstart.forks import renew_in_children
+from warmstart.locks import free_in_children
 from warmstart.pulse import Pulse
 
 __all__ = ["DirectoryBackend"]
@@ -94,17 +94,17 @@ class DirectoryBackend:
             raise ArgumentError(f"a directory is written dir:///absolute/path, not {url!r:.80}")
         self.path = Path(path)
         self._read_only = read_only
-        self.after_fork()
-        renew_in_children(self)
-
-    def after_fork(self) -> None:
-        """Read everything anew: a thread of the parent may have been at it."""
         self._gate = threading.RLock()
         self._pairs: dict[bytes, _Held] = {}
         self._keys: list[bytes] = []
         self._sequence = 0
         self._size = 0
         self._damaged: dict[str, None] = {}
+        # A child reads everything anew: a thread of the parent may have been at it.
+        free_in_children(self, "_gate", threading.RLock)
+        for name, make in (("_pairs", dict), ("_keys", list), ("_sequence", int), ("_size", int)):
+            free_in_children(self, name, make)
+        free_in_children(self, "_damaged", dict)
         self._ready = False
 
     @property

@@ -9,7 +9,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 
 from warmstart.backends import Batch, Durability, Item, check
-from warmstart.forks import renew_in_children
+from warmstart.locks import held_over_forks
 
 __all__ = ["MemoryBackend"]
 
@@ -25,12 +25,8 @@ class MemoryBackend:
         self._keys: list[bytes] = []
         self._sequence = 0
         self._size = 0
-        self.after_fork()
-        renew_in_children(self)
-
-    def after_fork(self) -> None:
-        """Have locks that no thread of the parent holds."""
         self._gate = threading.RLock()
+        held_over_forks(self, "_gate")
         self._locks: dict[str, threading.Lock] = {}
 
     @property

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from warmstart.backends import FULL
 from warmstart.errors import StoreError, StoreFullError, WarmstartWarning
+from warmstart.host import the_psutil
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -308,11 +309,9 @@ class Place:
 
 def file_system(path: Path) -> str:
     """Return the type of the file system that `path` is or would be on, ``""`` if unknown."""
-    import psutil  # noqa: PLC0415 (10 ms, needed once a process and store)
-
     real = os.path.realpath(path)
     best = ("", "")
-    for part in psutil.disk_partitions(all=True):
+    for part in the_psutil().disk_partitions(all=True):
         mount = part.mountpoint.rstrip("/") + "/"
         if (real + "/").startswith(mount) and len(mount) >= len(best[0]):
             best = (mount, part.fstype)

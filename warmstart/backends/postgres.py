@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from warmstart.backends import Batch, Durability, Item, check
 from warmstart.errors import ArgumentError, StoreError, StoreFullError
-from warmstart.forks import renew_in_children
+from warmstart.locks import free_in_children
 
 __all__ = ["PostgresBackend"]
 
@@ -122,15 +122,11 @@ class PostgresBackend:
         self._shown = f"postgresql://{shown}{parts.path}?store={name}"
         self._read_only, self._found = read_only, False
         self._ready = False
-        self.after_fork()
-        renew_in_children(self)
+        self._gate = threading.Lock()
+        free_in_children(self, "_gate")
         self._idle: list[Any] = []
         self._owner = os.getpid()
         weakref.finalize(self, _hang_up, self._idle, self._owner)
-
-    def after_fork(self) -> None:
-        """Have a lock that no thread of the parent holds."""
-        self._gate = threading.Lock()
 
     @property
     def address(self) -> str:

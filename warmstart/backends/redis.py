@@ -21,7 +21,7 @@ import msgspec
 
 from warmstart.backends import Batch, Durability, Item, check
 from warmstart.errors import ArgumentError, StoreError, StoreFullError, WarmstartWarning
-from warmstart.forks import renew_in_children
+from warmstart.locks import free_in_children
 from warmstart.pulse import Pulse
 
 __all__ = ["RedisBackend"]
@@ -129,12 +129,8 @@ class RedisBackend:
         self._connect(self._parts)
         self._checked = False
         self._waits = False
-        self.after_fork()
-        renew_in_children(self)
-
-    def after_fork(self) -> None:
-        """Have a lock that no thread of the parent holds; connections see to themselves."""
         self._gate = threading.Lock()
+        free_in_children(self, "_gate")
 
     @property
     def address(self) -> str:
