@@ -276,7 +276,7 @@ def main() -> int:
     cases: list[Case] = []
     facts: list[Fact] = []
     try:
-        with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        with tempfile.TemporaryDirectory(dir=given.folder, ignore_cleanup_errors=True) as folder:
             for name, part in PARTS.items():
                 if not name.startswith(given.only):
                     continue

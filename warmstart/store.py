@@ -958,6 +958,7 @@ class Store:
         self._settle(now=True)
         if self.told is not None:
             self.told[1].join(timeout=5.0)  # it writes, too
+            self.told = None
         self.backend.close()
         self.__dict__.pop("_shelf", None)
         if self._discard is not None:
