@@ -2,8 +2,9 @@
 
 Run ``python bench/speed.py`` (a quarter of an hour), or with ``--quick`` (one minute, for CI:
 fails only if a result differs from plain scipy's, a remembered fit is run again or a write is
-lost, never on a time). ``--json FILE`` writes all figures, ``--plot FILE`` the chart (SVG or PNG, needs
-matplotlib), ``--folder`` chooses the disk, ``--only WORD`` runs the parts whose name begins so.
+lost, never on a time). ``--json FILE`` writes all figures, ``--plot FILE`` the chart (SVG or
+PNG, needs matplotlib), ``--folder`` chooses the disk, ``--only WORD`` runs the parts whose name
+begins so.
 
 How to read it: microseconds; "vs ours" is that contender's median over warmstart's, so above
 1 warmstart is faster, and what is faster than warmstart is red and listed again at the end.
