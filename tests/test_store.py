@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import warnings
 from datetime import timedelta
 
@@ -21,6 +22,7 @@ from warmstart import (
     KeyLookupError,
     Store,
     StoreError,
+    host,
 )
 from warmstart.backends import Batch
 from warmstart.fingerprint import environment
@@ -628,6 +630,21 @@ class TestPlace:
             store.flush()
             with pytest.raises(StoreError, match="read"):
                 store.put(final())
+
+    def test_a_closed_store_is_not_opened_by_its_own_thread(self, tmp_path, monkeypatch):
+        """A process that takes long to say what it is finds the store closed, and lets it be."""
+        goes_on = threading.Event()
+        monkeypatch.setattr(host, "describe", lambda: goes_on.wait(60.0) and {})
+        store = Store(tmp_path / "store")
+        with store.session(KEY) as session:
+            session.finalize(b"x")
+        thread = store.told[1]
+        monkeypatch.setattr(thread, "join", lambda timeout: None)
+        store.close()
+        goes_on.set()
+        monkeypatch.undo()
+        thread.join()
+        assert store.backend._shared is None
 
     def test_a_closed_store_opens_again(self, where):
         """Using a store after `close` works; a folder still has its entries."""

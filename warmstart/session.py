@@ -504,6 +504,8 @@ def tell_process(store: Store) -> threading.Thread | None:
     def tell() -> None:
         with contextlib.suppress(Exception):  # nothing to fail for
             told = host.describe() | {"told": store.clock()}
+            if store.told is None:
+                return  # closed meanwhile: writing would open it again
             store.backend.apply(Batch({process_row(process): small(told)}))
 
     thread = threading.Thread(target=tell, name="warmstart-host", daemon=True)

@@ -859,6 +859,7 @@ class Store(History):
                 raise
         if self.told is not None:
             self.told[1].join(timeout=5.0)  # it writes, too
+            self.told = None
         self._send_at_exit()
         self.backend.close()
         self.__dict__.pop("_shelf", None)
