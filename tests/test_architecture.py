@@ -34,7 +34,7 @@ FLOORS = [
     ],
     ["objects", "dataset", "backends.halves", "backends.directory"],
     ["fingerprint", "codec", "backends.lmdb"],
-    ["record", "journal"],
+    ["record", "journal", "addresses"],
     ["rows", "replay"],
     ["nearby", "learned", "series", "artifacts", "steps", "carrying"],
     ["upkeep", "bundle", "history"],

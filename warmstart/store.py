@@ -21,11 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import msgspec
-from blake3 import blake3
 
+from warmstart.addresses import MEMORY, address_of, backend_at, is_remote, own_folder
 from warmstart.backends import Backend, Batch, Durability, Item
-from warmstart.backends.lmdb import LmdbBackend
-from warmstart.backends.memory import MemoryBackend
 from warmstart.bundle import read_bundle, write_bundle
 from warmstart.codec import copier
 from warmstart.errors import (
@@ -185,7 +183,7 @@ class Store(History):
         strict: bool = False,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self._where = _address(where)
+        self._where = address_of(where)
         self.size_budget = positive("size_budget", size_budget)
         self.entry_budget = positive(
             "entry_budget", size_budget // 4 or 1 if entry_budget is None else entry_budget
@@ -203,10 +201,10 @@ class Store(History):
         self.strict = strict
         self._clock = clock
         if clock is None:
-            clock = self._common_time if "://" in self._where else time.time
+            clock = self._common_time if is_remote(self._where) else time.time
         self.clock = clock
         """Returns UTC seconds since the epoch, by one clock for all who use the store."""
-        self.backend = _backend(self._where, read_only=read_only)
+        self.backend = backend_at(self._where, read_only=read_only)
         self.address = self.backend.address
         """Where it is, without passwords."""
         self._start()
@@ -231,8 +229,7 @@ class Store(History):
                 "local= is for a store of several machines that is written to, redis://, "
                 f"postgresql:// or dir://; {self.address} needs no folder in front of it"
             )
-        cache = Path(_cache_folder(), "near") if local is True else local
-        return str(Path(os.fspath(cache)).expanduser().absolute() / _hashed(self.address))
+        return own_folder(None if local is True else local, "near", self.address)
 
     def _start(self) -> None:
         self._discard: Callable[[], Any] | None = None
@@ -257,7 +254,7 @@ class Store(History):
         _open_stores.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.address == ":memory:":
+        if self.address == MEMORY:
             raise TypeError(
                 'Store(":memory:") cannot travel to another process: give the store a folder'
             )
@@ -294,7 +291,7 @@ class Store(History):
     @property
     def is_shared(self) -> bool:
         """Whether it is one that other machines may use, to which journals have to be sent."""
-        return "://" in self._where and not self.read_only
+        return is_remote(self._where) and not self.read_only
 
     @property
     def journals(self) -> Shelf | None:
@@ -306,13 +303,12 @@ class Store(History):
 
     @functools.cached_property
     def _shelf(self) -> Shelf:
-        if self.address == ":memory:":
+        if self.address == MEMORY:
             folder = Path(tempfile.gettempdir(), f"warmstart-{secrets.token_hex(8)}")
             self._discard = weakref.finalize(self, _discard, folder, os.getpid())
-        elif "://" in self._where:
+        elif is_remote(self._where):
             # Files of this machine's own: they are written to thousands of times a second.
-            cache = Path(_cache_folder())
-            folder = cache / "journals" / _hashed(self.address)
+            folder = Path(own_folder(None, "journals", self.address))
         else:
             self.backend.size()  # opens it, which checks the folder
             folder = Path(self.address, "journals")
@@ -984,14 +980,10 @@ def _settle_all() -> None:
     for store in list(_open_stores):
         with contextlib.suppress(Exception):  # at exit there is nobody left to tell
             store._settle(now=True)  # noqa: SLF001
+        with contextlib.suppress(Exception):
             store._send_at_exit()  # noqa: SLF001
             if store.told is not None:
                 store.told[1].join(timeout=1.0)
-
-
-def _hashed(address: str) -> str:
-    """Return a name for a folder of what belongs to an address."""
-    return blake3(address.encode()).hexdigest(length=12)
 
 
 def _goodness(entry: Entry | None, *, by_age: bool) -> tuple[bool, float, float]:
@@ -1010,59 +1002,6 @@ def _discard(folder: Path, owner: int) -> None:
     """Remove the journals of a store in memory, unless this is a child of its process."""
     if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _cache_folder() -> str:
-    import platformdirs  # noqa: PLC0415 (3 ms, and most stores are told where)
-
-    return platformdirs.user_cache_dir("warmstart")
-
-
-def _address(where: str | os.PathLike[str] | None) -> str:
-    if where is None:
-        where = os.environ.get("WARMSTART_STORE") or _cache_folder()
-    if not isinstance(where, (str, os.PathLike)):
-        raise ArgumentError(
-            f"a store is at a folder (str or path) or ':memory:', not {type(where).__name__}"
-        )
-    text = os.fspath(where)
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise ArgumentError(f"a store is at a folder or ':memory:', not {text!r}")
-    if text == ":memory:":
-        return text
-    scheme, mark, _ = text.partition("://")
-    if mark and scheme not in _SCHEMES:
-        raise ArgumentError(
-            f"{scheme}:// is not a kind of store that is known: write a folder, ':memory:', or an "
-            f"address that begins with {'://, '.join(_SCHEMES)}://"
-        )
-    if mark:
-        return text
-    return str(Path(text).expanduser().absolute())
-
-
-_SCHEMES = ("dir", "redis", "rediss", "postgresql", "postgres")
-
-
-def _backend(where: str, *, read_only: bool) -> Backend:
-    """Return the backend of an address."""
-    scheme, mark, _ = where.partition("://")
-    if where == ":memory:":
-        return MemoryBackend()
-    if not mark:
-        return LmdbBackend(where, read_only=read_only)
-    # Imported where they are used: most stores are folders.
-    if scheme == "dir":
-        from warmstart.backends.directory import DirectoryBackend  # noqa: PLC0415
-
-        return DirectoryBackend(where, read_only=read_only)
-    if scheme in {"redis", "rediss"}:
-        from warmstart.backends.redis import RedisBackend  # noqa: PLC0415
-
-        return RedisBackend(where, read_only=read_only)
-    from warmstart.backends.postgres import PostgresBackend  # noqa: PLC0415
-
-    return PostgresBackend(where, read_only=read_only)
 
 
 def positive(name: str, value: int) -> int:
