@@ -38,8 +38,10 @@ _FILL = 0.9
 _ORPHAN_AGE = 86_400.0
 """Seconds for which the row of a run without entries is kept: it may still write one."""
 _BATCH = 2000
-_SHARE = 0.5
-"""Part of the budget that the history of fits may have, before their entries make room for it."""
+_SHARE = 0.1
+"""Part of the budget that the history of fits keeps, whatever room their entries need."""
+_TOLD = 600
+"""Bytes, about, of the rows that tell of a key and of a run."""
 _LEFT = (b"m", b"i", b"c")
 """Rows that runs leave besides entries: series, states, artifacts."""
 
@@ -171,10 +173,15 @@ def sweep(
                 live.append(slot)
     _delete(backend, doomed, gone)
     if backend.size() > budget:
+        backend.flush()
         _forget_fits(backend, budget)
     if backend.size() > budget:
         live.sort(key=lambda s: (s.key in stamps, stamps.get(s.key, 0.0), s.item.sequence))
-        _make_room(backend, [slot.item for slot in live], budget, gone)
+        victims = [slot.item for slot in live]
+        while victims and backend.size() > int(_FILL * budget):
+            victims = _make_room(backend, victims, budget, gone)
+            _delete_orphans(backend, now, ttl)
+            _forget_fits(backend, budget)
     _delete_orphans(backend, now, ttl)
     if backend.size() > budget:  # what runs have left besides entries, the oldest first
         _shorten_runs(backend, budget)
@@ -182,11 +189,12 @@ def sweep(
 
 
 def _forget_fits(backend: Backend, budget: int) -> None:
-    """Forget how the oldest fits went, if what all have left has more than its share.
+    """Forget how the oldest fits went, until there is room, or no more is left than their share.
 
     Every fit leaves a row or two, and its entry may be gone long since: in time these would
-    take all of the budget, and no entry be kept. Runs that people made, or said something of,
-    are theirs.
+    take all of the budget, and no entry be kept. They are in the order of time, so that pages
+    become free, while what is deleted here and there among entries leaves pages half empty.
+    Runs that people made, or said something of, are theirs.
     """
     kept = {item.key[33:49] for item in pages(backend, b"e", head=1)}
     kept |= {item.key[1:17] for item in pages(backend, b"d", head=1)}
@@ -199,10 +207,8 @@ def _forget_fits(backend: Backend, budget: int) -> None:
         for item in pages(backend, letter, head=1):
             if item.key[1:17] in left:
                 left[item.key[1:17]].append(item)
-    excess = sum(_cost(item.size) for items in left.values() for item in items) - _SHARE * budget
-    if excess <= 0:
-        return
-    excess += (1.0 - _FILL) * budget
+    cost = sum(_cost(item.size) for items in left.values() for item in items)
+    excess = min(cost - _SHARE * budget, backend.size() - _FILL * budget)
     doomed: list[Item] = []
     for run in sorted(left):  # by age
         if excess <= 0:
@@ -259,18 +265,21 @@ def _left_by_runs(backend: Backend) -> list[Item]:
     return sorted(found, key=lambda item: item.key[1:17], reverse=True)
 
 
-def _make_room(backend: Backend, victims: list[Item], budget: int, gone: Counter[str]) -> None:
-    """Delete from the front of `victims` until the engine says that there is room."""
-    start = 0
-    backend.flush()
-    while start < len(victims) and (excess := backend.size() - int(_FILL * budget)) > 0:
-        stop = start
-        while stop < len(victims) and excess > 0:
-            excess -= _cost(victims[stop].size)
-            stop += 1
-        _delete(backend, [(item, "evicted") for item in victims[start:stop]], gone)
-        backend.flush()  # only what has reached the durable part shows in its size
-        start = stop
+def _make_room(
+    backend: Backend, victims: list[Item], budget: int, gone: Counter[str]
+) -> list[Item]:
+    """Delete from the front of `victims` about what there is too much; return the others.
+
+    With each goes what is told of its key and its run, which is counted too: else all entries
+    of a store of small ones would go before the rest of their rows has made any room.
+    """
+    # Never a few at a time: each step is followed by a look at all rows.
+    excess, stop = max(backend.size() - _FILL * budget, (1.0 - _FILL) * budget / 4.0), 0
+    while stop < len(victims) and excess > 0:
+        excess -= _cost(victims[stop].size) + _TOLD
+        stop += 1
+    _delete(backend, [(item, "evicted") for item in victims[:stop]], gone)
+    return victims[stop:]
 
 
 def _delete(backend: Backend, doomed: list[tuple[Item, str]], gone: Counter[str]) -> None:
