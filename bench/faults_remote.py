@@ -39,9 +39,14 @@ from servers import (
 
 from warmstart import Store, optimize, using
 from warmstart.backends import Batch
+from warmstart.backends.redis import RedisBackend
 
 MANY = """
-import sys
+import sys, time
+
+right, wrong_by = time.time, 3600.0 * float(sys.argv[3])
+time.time = lambda: right() + wrong_by
+
 import numpy as np
 from warmstart import Store, optimize, using
 
@@ -115,7 +120,8 @@ def median(operation, number: int) -> float:
 
 def latencies(table: Table, name: str, url: str, number: int) -> None:
     """Measure calls beside those of the bare client."""
-    store = Store(f"{url}?store=latency")
+    address = f"{url}?store=latency"
+    store = Store(address)
     backend = store.backend
     backend.apply(Batch({b"k": b"x" * 1000}))
     if name == "redis":
@@ -161,6 +167,15 @@ def latencies(table: Table, name: str, url: str, number: int) -> None:
     values = iter(range(10**6))
     check = median(lambda: session.checkpoint(b"x" * 1000, objective=-next(values)), number)
     table.add_row(name, "a checkpoint of 1 KB", f"{check:.0f}", f"{check / bare_one:.2f}")
+    with tempfile.TemporaryDirectory() as folder, Store(address, local=folder) as near:
+        with using(store=near):
+            for _ in range(3):
+                optimize.minimize(bowl, np.zeros(10), args=(1.0,))
+            hit = median(lambda: optimize.minimize(bowl, np.zeros(10), args=(1.0,)), number)
+        table.add_row(name, "a hit, with local=", f"{hit:.0f}", f"{hit / reads:.2f}")
+        session = near.session(near.resolve(str(next(near.keys()))[:12]), interval=0.0)
+        check = median(lambda: session.checkpoint(b"x" * 1000, objective=-next(values)), number)
+        table.add_row(name, "a checkpoint, with local=", f"{check:.0f}", f"{check / bare_one:.2f}")
 
 
 def fits(address: str, number: int) -> tuple[int, int]:
@@ -234,6 +249,11 @@ def faults(table: Table, postgres: str, number: int) -> int:
         row("wrong password", 3, *fits(address.replace("//", "//user:wrong@"), 3))
         row("another kind of server", 3, *fits(postgres.replace("postgresql://tester@", "redis://")
                                               .replace("/postgres", "/0"), 3))  # fmt: skip
+        newer = f"redis://127.0.0.1:{port}/0?store=newer"
+        held_by = RedisBackend(newer)
+        held_by.apply(Batch({b"k": b"x"}))
+        held_by._client.set(held_by._key("schema"), b"99")
+        row("schema of a newer version", 3, *fits(newer, 3))
         row("nobody there", 3, *fits("redis://127.0.0.1:1/0", 3))
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -243,22 +263,32 @@ def faults(table: Table, postgres: str, number: int) -> int:
     return bad
 
 
-def many(table: Table, name: str, url: str, processes: int, number: int) -> int:
-    """Let processes do the same fits; returns how many were lost, wrong, or done twice."""
-    address = f"{url}?store=many"
+def many(
+    table: Table, name: str, url: str, processes: int, number: int, *, hours: float = 0.0
+) -> int:
+    """Let processes do the same fits; returns how many were lost, wrong, or done twice.
+
+    The clock of every other one is so many hours ahead, that of the rest right.
+    """
+    address = f"{url}?store=many{hours:.0f}"
     Store(address).flush()
     begin = time.perf_counter()
-    command = [sys.executable, "-c", MANY, address, str(number)]
     children = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
-        for _ in range(processes)
+        subprocess.Popen(
+            [sys.executable, "-c", MANY, address, str(number), str(hours * (place % 2))],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ,
+        )
+        for place in range(processes)
     ]
     told = [tuple(map(int, child.communicate()[0].split())) for child in children]
     cold, wrong = (sum(column) for column in zip(*told, strict=True))
     finals = Store(address).stats().finals
     seconds = time.perf_counter() - begin
     table.add_row(
-        f"{name}: {processes} processes, the same {number} fits",
+        f"{name}: {processes} processes, the same {number} fits"
+        + f", clocks {hours:g} h apart" * (hours > 0.0),
         str(processes * number),
         str(processes * number),
         str(wrong),
@@ -288,6 +318,7 @@ def main() -> int:
         bad = faults(table, postgres_url, number)
         for name, url in (("redis", redis_url), ("postgresql", postgres_url)):
             bad += many(table, name, url, 2 if quick else 8, 20 if quick else 1000)
+            bad += many(table, name, url, 2, 20 if quick else 200, hours=1.0)
     console.print(times)
     console.print(table)
     return int(bad > 0)

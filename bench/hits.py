@@ -1,39 +1,27 @@
-"""What a hit, a first fit and a checkpoint cost, beside the peers and beside fitting again.
-
-Run ``python bench/hits.py`` (a minute), or with ``--quick`` (under 20 s, for CI: fails only
-if a result differs from plain scipy's or a remembered fit is run again, never on a time).
-``--json FILE`` writes all figures, ``--folder`` chooses the disk.
-
-Measured are
+"""Cases of `speed.py`: hits, first fits, sessions and look-ups, beside the peers.
 
 - hits of a small ``minimize`` (10 parameters, L-BFGS-B; the same call again and again), of one
   whose objective reads a global array, of 300 different ones in turn, of one with 10 MB of data
-  in ``args`` (a new array object each time, and the same one), and of a ``curve_fit`` (200
-  points, 3 parameters): what it takes to say that this fit is known and to return its result;
-- a miss: the small fit with a new start each time, so that it is fitted and stored;
+  in ``args`` (a new array object each time, the same one, a data set), of a fold of such a data
+  set, and of a ``curve_fit`` (200 points, 3 parameters): what it takes to say that this fit is
+  known and to return its result;
+- misses: the small fits, new each time, so that they are fitted and stored;
 - a session's operations, and look-ups in a store with many entries.
 
-How to read it: microseconds; "vs ours" is that contender's median over warmstart's, so above
-1 warmstart is faster, and what is faster than warmstart is red and listed again at the end. Each
-peer wraps a module-level function that calls scipy, stores in a fresh folder of its own on the
-same disk, and returned the same result as plain scipy before it was timed. What a peer's key does
-not cover (helpers and globals of the objective; joblib sees the function's own source, diskcache
-and cachier only its name) makes it faster, not better.
+Each peer wraps a module-level function that calls scipy, stores in a fresh folder of its own on
+the same disk, and returned the same result as plain scipy before it was timed. What a peer's key
+does not cover (helpers and globals of the objective; joblib sees the function's own source,
+diskcache and cachier only its name) makes it faster, not better.
 """
 
 from __future__ import annotations
 
 # isort: off
-from timing import Case, Contender, Goal, as_json, goal_table, installed, losers, machine
-from timing import race, show
+from timing import Case, Contender, Goal, installed, race
 # isort: on
 
-import argparse
 import itertools
-import json
 import os
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,11 +29,12 @@ from typing import Any
 
 import numpy as np
 import scipy.optimize
-from rich.console import Console
+from tracking import untracked
 
-from warmstart import FitSpec, Session, Store, optimize, using
+from warmstart import FitSpec, Session, Store, dataset, optimize, using
 from warmstart.backends import Batch
-from warmstart.record import Entry, EntryKind
+from warmstart.record import Entry, EntryKind, encode_record
+from warmstart.rows import entry_row
 
 TARGET = np.linspace(-1.0, 1.0, 10)
 FITS = [0]
@@ -161,8 +150,14 @@ def hits(
     rounds: int,
     folder: Path,
     fits: int = 1,
+    also: dict[str, Callable[[], tuple[Any, ...]]] | None = None,
+    others_write: bool = False,
 ) -> Case:
-    """Time hits of one fit, or of so many in turn, once it is shown that they are hits."""
+    """Time hits of one fit, or of so many in turn, once it is shown that they are hits.
+
+    `also` has other arguments for warmstart, by the name of what is done; before each of its
+    calls somebody else may write to the store.
+    """
     with ExitStack() as stack:
         store = stack.enter_context(Store(folder / "warmstart"))
         reports = stack.enter_context(using(store=store))
@@ -182,6 +177,18 @@ def hits(
             Contender(who, fit, arguments if fits == 1 else itertools.cycle(known).__next__)
             for who, fit in {"warmstart": warm, **others, "fit again": plain}.items()
         ]
+        also = dict(also or {})
+        if others_write:
+            rows = itertools.count()
+
+            def written() -> tuple[Any, ...]:
+                store.backend.apply(Batch({b"x%d" % (next(rows) % 100): b"another's"}))
+                return arguments()
+
+            also["warmstart, after a write"] = written
+        for who, given in also.items():
+            warm(*given())
+            contenders.append(Contender(who, warm, given))
         case = Case(name, contenders, goals)
         race(case, rounds=rounds)
     return case
@@ -202,6 +209,33 @@ def misses(rounds: int, folder: Path) -> Case:
         case = Case(
             "miss + store, small minimize",
             [Contender(who, fit, fresh()) for who, fit in ways.items()],
+            baseline="plain",
+        )
+        race(case, rounds=rounds)
+    return case
+
+
+def curve_misses(rounds: int, folder: Path) -> Case:
+    """Time fits of new data by a ``curve_fit`` of some hundred microseconds."""
+    t = np.linspace(0.0, 4.0, 200)
+    rng = np.random.default_rng(3)
+
+    def fresh() -> tuple[Any, ...]:
+        return t, decay(t, 2.5, 1.3, 0.5) + 0.05 * rng.normal(size=t.size), np.ones(3)
+
+    def bare(*given: Any) -> Any:
+        with untracked():
+            return warm_curve(*given)
+
+    with ExitStack() as stack:
+        store = stack.enter_context(Store(folder / "warmstart"))
+        stack.enter_context(using(store=store))
+        ways = {"warmstart": warm_curve, "without tracking": bare, "plain": fit_curve}
+        ways |= peers(fit_curve, folder, stack)
+        case = Case(
+            "miss + store, curve_fit of 200 points",
+            [Contender(who, fit, fresh) for who, fit in ways.items()],
+            [Goal("plain", 100, "added"), Goal("plain", 60, "added", "without tracking")],
             baseline="plain",
         )
         race(case, rounds=rounds)
@@ -246,7 +280,7 @@ def operations(folder: Path) -> Iterator[Case]:
         skipping = store.session(FitSpec(model="bench"), interval=3600.0)
         skipping.checkpoint(data, objective=1.0)
         skip = Contender("warmstart", skipping.checkpoint, lambda: (data, 2.0, 7), inner=1000)
-        yield Case("checkpoint skipped", [skip], [Goal("", 1.0)])
+        yield Case("checkpoint skipped", [skip], [Goal("", 0.2)])
 
         backend = store.backend
         keys = (b"x%08d" % number for number in itertools.count())
@@ -268,6 +302,7 @@ def operations(folder: Path) -> Iterator[Case]:
                 *setting(lambda: ("state", data)),
                 Contender("file + rename", _file_writer(folder / "file2"), lambda: (data,)),
             ],
+            [Goal("", 10)],
         )
 
         yield Case(
@@ -276,6 +311,7 @@ def operations(folder: Path) -> Iterator[Case]:
                 Contender("warmstart", Session.finalize, lambda: (session(), data, 1.0)),
                 *setting(lambda: (next(keys), data)),
             ],
+            [Goal("", 12)],
         )
 
         loading = session()
@@ -292,36 +328,46 @@ def operations(folder: Path) -> Iterator[Case]:
                 *reading,
                 Contender("file", (folder / "known").read_bytes),
             ],
+            [Goal("", 12)],
         )
 
 
-def lookups(entries: int, folder: Path) -> Iterator[Case]:
-    """Time `Store.best` among many entries, as a hit calls it."""
+def lookups(entries: int, folder: Path) -> tuple[Case, int]:
+    """Return `Store.best` among many entries, as a hit calls it, to time; and the tree's depth."""
     data = os.urandom(256)
     with ExitStack() as stack:
         store = stack.enter_context(Store(folder / "warmstart"))
         cache = _disk_cache(folder / "diskcache", stack)
         specs = [FitSpec(model="bench", hyper={"number": n}).key for n in range(entries)]
-        for key in specs:
-            store.put(Entry(key=key, run=os.urandom(16).hex(), kind=EntryKind.FINAL, payload=data))
-        names = [key.digest for key in specs]
+        for first in range(0, entries, 1000):
+            part = specs[first : first + 1000]
+            made = (
+                Entry(key=key, run=os.urandom(16).hex(), kind=EntryKind.FINAL, payload=data)
+                for key in part
+            )
+            rows = {entry_row(e.key, e.run, b"f"): encode_record(e)[0] for e in made}
+            store.backend.apply(Batch(rows))
+        store.flush()
         if cache is not None:
             with cache.transact():
-                for name in names:
-                    cache[name] = data
+                for key in specs:
+                    cache[key.digest] = data
         pick = np.random.default_rng(1)
-        contenders = [
-            Contender("warmstart", store.best, lambda: (specs[pick.integers(entries)],)),
-        ]
+
+        def one() -> Any:
+            return specs[pick.integers(entries)]
+
+        contenders = [Contender("warmstart", store.best, lambda: (one(),))]
         if cache is not None:
-            contenders.append(
-                Contender("diskcache.get", cache.get, lambda: (names[pick.integers(entries)],))
-            )
-        yield Case(f"Store.best among {entries:,} entries", contenders)
+            contenders.append(Contender("diskcache.get", cache.get, lambda: (one().digest,)))
+        case = Case(f"Store.best among {entries:,} entries", contenders)
+        race(case, rounds=20)
+        environment = store.backend._environment
+        return case, environment.durable.env.stat()["depth"]
 
 
 def all_cases(folder: Path, *, quick: bool) -> Iterator[Case]:
-    """Measure everything, case by case."""
+    """Measure everything but look-ups, case by case."""
     rounds = 5 if quick else 40
     rng = np.random.default_rng(0)
     place = (folder / str(number) for number in itertools.count())
@@ -332,10 +378,16 @@ def all_cases(folder: Path, *, quick: bool) -> Iterator[Case]:
         return path
 
     x0, weight = np.full(10, 0.5), np.linspace(1.0, 2.0, 10)
-    beat = [Goal("joblib.Memory", 10), Goal("diskcache.memoize", 2)]
+    beat = [Goal("joblib.Memory", 25), Goal("diskcache.memoize", 6), Goal("cachier", 12)]
     small = {"plain": fit_small, "warm": warm_small, "goals": beat, "rounds": rounds}
-    yield hits("hit, small minimize", arguments=lambda: (x0, weight), folder=fresh(), **small)
-    around = small | {"plain": fit_around, "warm": warm_around}
+    yield hits(
+        "hit, small minimize",
+        arguments=lambda: (x0, weight),
+        folder=fresh(),
+        others_write=True,
+        **small,
+    )
+    around = small | {"plain": fit_around, "warm": warm_around, "goals": []}
     yield hits(
         "hit, minimize, global array",
         arguments=lambda: (x0, weight),
@@ -349,25 +401,37 @@ def all_cases(folder: Path, *, quick: bool) -> Iterator[Case]:
         arguments=lambda: (next(starts), weight),
         folder=fresh(),
         fits=fits,
-        **small,
+        **small | {"goals": []},
     )
 
     rows = rng.normal(size=(131072, 10))
     rows[: len(rows) // 2] += 0.3
-    beat = [Goal("joblib.Memory", 7), Goal("diskcache.memoize", 7)]
-    for name, make in (
-        ("hit, 10 MB, a new array", lambda: (np.zeros(10), rows.copy())),
-        ("hit, 10 MB, the same array", lambda: (np.zeros(10), rows)),
-    ):
-        yield hits(
-            name,
-            plain=fit_large,
-            warm=warm_large,
-            arguments=make,
-            goals=beat,
-            rounds=rounds,
-            folder=fresh(),
-        )
+    data, start = dataset(rows), np.zeros(10)
+    large = {"plain": fit_large, "warm": warm_large, "rounds": rounds}
+    yield hits(
+        "hit, 10 MB, a new array",
+        arguments=lambda: (start, rows.copy()),
+        goals=[Goal("joblib.Memory", 8)],
+        folder=fresh(),
+        **large,
+    )
+    yield hits(
+        "hit, 10 MB, the same array",
+        arguments=lambda: (start, rows),
+        goals=[Goal("joblib.Memory", 60), Goal("", 20, who="warmstart, a data set")],
+        folder=fresh(),
+        also={"warmstart, a data set": lambda: (start, data)},
+        **large,
+    )
+    most = np.arange(len(rows)) % 10 > 0
+    yield hits(
+        "hit, nine tenths of 10 MB",
+        arguments=lambda: (start, rows[most]),
+        goals=[],
+        folder=fresh(),
+        also={"warmstart, a data set": lambda: (start, data[most])},
+        **large,
+    )
 
     t = np.linspace(0.0, 4.0, 200)
     y = decay(t, 2.5, 1.3, 0.5) + 0.05 * rng.normal(size=t.size)
@@ -383,45 +447,7 @@ def all_cases(folder: Path, *, quick: bool) -> Iterator[Case]:
     )
 
     yield misses(rounds, fresh())
-    for case in itertools.chain(
-        operations(fresh()),
-        *(lookups(10**n, fresh()) for n in ((3, 4) if quick else (3, 5))),
-    ):
+    yield curve_misses(rounds, fresh())
+    for case in operations(fresh()):
         race(case, rounds=rounds)
         yield case
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="under 20 s, for CI")
-    parser.add_argument("--json", type=Path, help="also write all figures to this file")
-    parser.add_argument("--folder", type=Path, help="on which disk to store, by default /tmp")
-    given = parser.parse_args()
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    about = machine()
-    console.print(
-        ", ".join(f"{name} {value or 'no'}" for name, value in about.items()), soft_wrap=True
-    )
-    if about["load"] > 0.5:
-        console.print("[yellow]the machine is busy: trust the ratios more than the times")
-    cases = []
-    try:
-        with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-            for case in all_cases(Path(folder), quick=given.quick):
-                show(case, console)
-                cases.append(case)
-    except DifferentError as error:
-        console.print(f"[red]{error}")
-        return 1
-    console.print(goal_table(cases))
-    lost = losers(cases)
-    console.print("Faster than warmstart:" if lost else "Nothing was faster than warmstart.")
-    for line in lost:
-        console.print(f"  [red]{line}", soft_wrap=True)
-    if given.json:
-        given.json.write_text(json.dumps(as_json(cases), indent=2) + "\n", encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -139,7 +139,7 @@ def answer_twice(plugin: Plugin) -> None:
     from warmstart.randomness import restore, states  # noqa: PLC0415
     from warmstart.recording import Recorder  # noqa: PLC0415
 
-    first = wrapping._Run  # noqa: SLF001
+    first = wrapping._Run
 
     class Replayed(first):  # type: ignore[misc,valid-type]
         """A run that is answered by one journal, whatever its key is by now."""
@@ -154,16 +154,16 @@ def answer_twice(plugin: Plugin) -> None:
 
         def go(self) -> Any:
             bound = self._call.bound
-            randoms = [v for v in bound.values() if states([v])] + [np.random.mtrand._rand]  # noqa: SLF001
+            randoms = [v for v in bound.values() if states([v])] + [np.random.mtrand._rand]
             before = states(randoms)
             result = super().go()
             after = states(randoms)
             key, store = self._session.key, self._store
             entry = store.best(key, producer=self._session.producer)
-            if entry is None or not wrapping._is_ours(entry) or entry.run != self._session.run_id:  # noqa: SLF001
+            if entry is None or not wrapping._is_ours(entry) or entry.run != self._session.run_id:
                 return result
             plugin.fits["answered from the store"] += 1
-            self.compare(result, wrapping._unpack(entry.payload["result"]), entry.dropped)  # noqa: SLF001
+            self.compare(result, wrapping._unpack(entry.payload["result"]), entry.dropped)
             restore(randoms, before)
             again = self.replay() if self._call.surface.function else None
             restore(randoms, after)
@@ -179,17 +179,17 @@ def answer_twice(plugin: Plugin) -> None:
             names = [path.name for path in shelf.paths() if run in path.name]
             if not names:
                 return None  # the functions were never called, or not as recorded
-            journal = shelf._load(self._fit, names[0])  # noqa: SLF001
+            journal = shelf._load(self._fit, names[0])
             options = {"callbacks": "skip", "journal": True, "refit": False}
             call = self._call._replace(options=wrapping.Warm(store=self._store, **options))
             session = wrapping.Session(self._store, self._spec, producer=self._session.producer)
             run = Replayed(call, session, self._spec, None)
             run.journal = journal
-            probe, Recorder._probe = Recorder._probe, lambda *_: None  # noqa: SLF001
+            probe, Recorder._probe = Recorder._probe, lambda *_: None
             try:
                 return run.go()
             finally:
-                Recorder._probe = probe  # noqa: SLF001
+                Recorder._probe = probe
 
         @staticmethod
         def compare(one: Any, other: Any, dropped: tuple[str, ...]) -> None:
@@ -198,7 +198,7 @@ def answer_twice(plugin: Plugin) -> None:
                 plugin.fits["not the same"] += 1
                 plugin.messages.setdefault(plugin.test, f"not the same: {found[0]}")
 
-    wrapping._Run = Twice  # noqa: SLF001
+    wrapping._Run = Twice
 
 
 def different(one: Any, other: Any, where: str = "result") -> Iterator[str]:

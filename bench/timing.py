@@ -16,7 +16,7 @@ import os
 import platform
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import repeat
 from time import perf_counter_ns
@@ -33,6 +33,7 @@ from rich.table import Table  # noqa: E402
 __all__ = [
     "Case",
     "Contender",
+    "Fact",
     "Goal",
     "as_json",
     "goal_table",
@@ -99,17 +100,66 @@ class Goal:
     Parameters
     ----------
     than : str
-        A contender that the case's first one must be faster than; empty for a time.
+        A contender that the case's first one is compared with; empty for a time of its own.
     limit : float
-        How many times faster, or the microseconds that the median may take.
+        Microseconds, or how many times the other's.
+    how : {"faster", "within", "added"}
+        Whether ours has to be so many times faster than the other, may take so many times as
+        long, or may take so many microseconds more.
+    who : str
+        The contender that has to reach it, by default the first.
     """
 
     than: str
     limit: float
+    how: str = "faster"
+    who: str = ""
 
     def text(self) -> str:
         """Return the goal as it is shown."""
-        return f">= {self.limit:g}x {self.than}" if self.than else f"<= {self.limit:g} us"
+        if not self.than:
+            return f"<= {self.limit:g} us"
+        if self.how == "added":
+            return f"<= {self.limit:g} us over {self.than}"
+        return f"{'>=' if self.how == 'faster' else '<='} {self.limit:g}x {self.than}"
+
+    def judge(self, ours: float, theirs: float | None) -> tuple[float | None, bool]:
+        """Return what is measured against the limit, and whether it is reached."""
+        if not self.than:
+            return ours, ours <= self.limit
+        if theirs is None:
+            return None, False
+        if self.how == "added":
+            return ours - theirs, ours - theirs <= self.limit
+        if self.how == "within":
+            return ours / theirs, ours / theirs <= self.limit
+        return theirs / ours, theirs / ours >= self.limit
+
+
+@dataclass
+class Fact:
+    """One figure that is no race, and its goal.
+
+    Parameters
+    ----------
+    name, unit : str
+        As they are shown.
+    value, limit : float
+        Measured, and what is to be reached.
+    at_least : bool
+        Whether more is better.
+    """
+
+    name: str
+    value: float
+    unit: str
+    limit: float
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether the goal is reached."""
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
 @dataclass
@@ -191,16 +241,24 @@ def show(case: Case, console: Console) -> None:
     console.print(table)
 
 
-def goal_table(cases: Sequence[Case]) -> Table:
+def goal_table(cases: Sequence[Case], facts: Sequence[Fact] = ()) -> Table:
     """Return the table of goals, met and missed."""
     table = Table(title="Goals", title_justify="left", title_style="bold")
     for name in ("case", "goal", "measured", ""):
         table.add_column(name, no_wrap=True)
+    verdicts = {True: "[green]met", False: "[red]missed"}
     for case, goal, measured, met in _judged(cases):
-        unit = "x" if goal.than else " us"
+        unit = "x" if goal.than and goal.how != "added" else " us"
+        name = f"{case.name}, {goal.who}" if goal.who else case.name
         shown = "not installed" if measured is None else f"{_number(measured)}{unit}"
-        verdict = "" if measured is None else "[green]met" if met else "[red]missed"
-        table.add_row(case.name, goal.text(), shown, verdict)
+        table.add_row(name, goal.text(), shown, "" if measured is None else verdicts[met])
+    for fact in facts:
+        sign = ">=" if fact.at_least else "<="
+        goal_text, shown = (
+            f"{sign} {fact.limit:g} {fact.unit}",
+            f"{_number(fact.value)} {fact.unit}",
+        )
+        table.add_row(fact.name, goal_text, shown, verdicts[fact.met])
     return table
 
 
@@ -215,7 +273,7 @@ def losers(cases: Sequence[Case]) -> list[str]:
     ]
 
 
-def as_json(cases: Sequence[Case]) -> dict[str, Any]:
+def as_json(cases: Sequence[Case], facts: Sequence[Fact] = ()) -> dict[str, Any]:
     """Return all figures, in microseconds, and the machine."""
     rows = [
         {"case": case.name, "contender": c.name, "samples": len(c.samples)}
@@ -228,20 +286,15 @@ def as_json(cases: Sequence[Case]) -> dict[str, Any]:
         {"case": case.name, "goal": goal.text(), "measured": measured, "met": met}
         for case, goal, measured, met in _judged(cases)
     ]
-    return {"machine": machine(), "unit": "us", "rows": rows, "goals": goals}
+    others = [asdict(fact) | {"met": fact.met} for fact in facts]
+    return {"machine": machine(), "unit": "us", "rows": rows, "goals": goals, "facts": others}
 
 
 def _judged(cases: Sequence[Case]):
     for case in cases:
         for goal in case.goals:
-            measured = ours = case.contenders[0].at(50)
-            if goal.than:
-                other = case.median(goal.than)
-                measured = None if other is None else other / ours
-            met = measured is not None and (
-                measured >= goal.limit if goal.than else measured <= goal.limit
-            )
-            yield case, goal, measured, met
+            ours = case.median(goal.who or case.contenders[0].name)
+            yield case, goal, *goal.judge(ours, case.median(goal.than))
 
 
 def _number(value: float) -> str:

@@ -7,6 +7,7 @@ hypothesis state machine that drives a backend and a plain dict side by side.
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from hypothesis import strategies as st
@@ -24,6 +25,10 @@ class BackendContract:
         """The object offers what the protocol lists."""
         assert isinstance(backend, Backend)
         assert isinstance(backend.address, str)
+
+    def test_it_tells_the_time(self, backend):
+        """In seconds since the epoch; servers of tests are on this machine."""
+        assert abs(backend.now() - time.time()) < 60.0
 
     def test_what_was_put_is_read(self, backend):
         """`get` returns key, value, size and the batch's sequence number; None if absent."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import uuid
 
 import pytest
-from servers import postgres_binaries, postgres_server, redis_binary, redis_server
+from servers import fresh, postgres_binaries, postgres_server, redis_binary, redis_server
 
 BACKENDS = ("memory", "lmdb", "directory", "redis", "postgres")
 
@@ -32,11 +31,6 @@ def postgres_url():
         yield url
 
 
-def fresh(url):
-    """Return the address of a new store on a server."""
-    return f"{url}?store=t{uuid.uuid4().hex[:12]}"
-
-
 @pytest.fixture(params=BACKENDS)
 def anywhere(request, tmp_path):
     """Where a new store is, on each backend; it is forgotten afterwards."""
@@ -53,3 +47,16 @@ def anywhere(request, tmp_path):
             "lmdb": str(tmp_path / "store"),
             "directory": f"dir://{tmp_path}/store",
         }[kind]
+
+
+@pytest.fixture(params=["redis", "postgres", "directory"])
+def address(request, tmp_path):
+    """The address of a new store that several machines may share; it is forgotten afterwards."""
+    if request.param == "directory":
+        yield f"dir://{tmp_path}/store"
+        return
+    from warmstart import Store
+
+    address = fresh(request.getfixturevalue(f"{request.param}_url"))
+    yield address
+    Store(address).backend.clear()

@@ -13,8 +13,14 @@ import socket
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+
+def fresh(url: str) -> str:
+    """Return the address of a new store on a server."""
+    return f"{url}?store=t{uuid.uuid4().hex[:12]}"
 
 
 def free_port() -> int:
@@ -128,6 +134,7 @@ def postgres_server() -> Iterator[str]:
 
 __all__ = [
     "free_port",
+    "fresh",
     "postgres_binaries",
     "postgres_server",
     "redis_binary",

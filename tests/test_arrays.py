@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import threading
 import tracemalloc
+import warnings
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
 import scipy.sparse as sp
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+import warmstart.arrays as arrays_module
 from warmstart import FingerprintError
+from warmstart.arrays import digest_array, immutable
 from warmstart.fingerprint import code_fingerprint as key
 
 steadily = settings(derandomize=True, deadline=None, max_examples=300)
@@ -226,6 +233,100 @@ class TestPlain:
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
             assert peak < limit << 20
+
+
+def read(array):
+    """Return the digest that is made of all bytes, whatever was seen before."""
+    return blake3(np.ascontiguousarray(array).tobytes()).digest()
+
+
+class TestSeenBefore:
+    """The digest of an array that comes again is kept, and never a wrong one."""
+
+    @steadily
+    @given(st.data())
+    def test_every_change_is_noticed(self, data):
+        """Whatever is done to an array in place, its digest is that of its bytes."""
+        order = data.draw(st.sampled_from("CF"))
+        array = np.zeros((64, 64), order=order)
+        for _ in range(data.draw(st.integers(3, 12))):
+            what = data.draw(st.sampled_from(["set", "set", "again", "reshape", "lock", "unlock"]))
+            if what == "set" and array.flags.writeable:
+                place = data.draw(st.integers(0, array.size - 1))
+                array.view("f8").flat[place] = data.draw(st.sampled_from([0.0, -0.0, 1.0, np.nan]))
+            elif what == "reshape":
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    array.shape = array.shape[::-1]
+                    array.dtype = data.draw(st.sampled_from(["f8", "i8"]))
+            elif what in {"lock", "unlock"}:
+                array.flags.writeable = what == "unlock"
+            assert digest_array(array) == read(array)
+
+    def test_the_third_time_it_is_not_digested(self, monkeypatch):
+        """What is kept is used: BLAKE3 is asked twice, and again after a change."""
+        calls = []
+        monkeypatch.setattr(arrays_module, "_digest", lambda a: calls.append(1) or read(a))
+        for array in (np.zeros(10_000), np.zeros((100, 100), order="F")):
+            del calls[:]
+            for _ in range(5):
+                assert digest_array(array) == read(array)
+            assert len(calls) == 2
+            array[-1] = 1.0
+            for _ in range(3):
+                assert digest_array(array) == read(array)
+            assert len(calls) == 3
+
+    def test_immutable_memory_is_not_read(self, monkeypatch):
+        """Nor is XXH3 asked for memory that cannot change; views are told apart."""
+        whole = immutable(np.arange(20_000.0).reshape(100, 200))
+        monkeypatch.setattr(arrays_module, "xxh3_128_digest", pytest.fail)
+        for view in (whole, whole[10:90], whole[:50], whole.T):
+            for _ in range(4):
+                assert digest_array(view) == read(view)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            view = whole[10:90]
+            digests = {digest_array(view) for _ in range(3)}
+            view.dtype = "i8"
+            view.shape = (200, 80)
+        assert digests == {digest_array(view)} == {read(view)}
+
+    def test_an_array_in_the_place_of_another(self):
+        """A new array where a dead one stood in memory has its own digest."""
+        for value in range(50):
+            array = np.full(5000, float(value))
+            for _ in range(3):
+                assert digest_array(array) == read(array)
+            del array
+
+    def test_threads_and_writers(self):
+        """Asked by threads while another writes, no digest is kept that is not of the bytes."""
+        array, stop = np.zeros(200_000), threading.Event()
+
+        def write():
+            while not stop.is_set():
+                array[::1000] += 1.0
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(lambda _: digest_array(array), range(200)))
+        finally:
+            stop.set()
+            writer.join()
+        assert digest_array(array) == digest_array(array) == read(array)
+
+    def test_the_memory_is_bounded(self):
+        """Thousands of arrays leave some hundred weak references."""
+        kept = [np.zeros(5000) + i for i in range(1500)]
+        for array in kept:
+            digest_array(array)
+        assert len(arrays_module._seen) <= 512
+        last = weakref.ref(kept.pop())
+        del array
+        assert last() is None
 
 
 class TestSparse:

@@ -292,6 +292,51 @@ class TestDurability:
         backend.flush()
         assert backend.get(b"a").value == b"new"
 
+    @pytest.fixture
+    def set_back(self, backend, place, monkeypatch):
+        """Return the place after a power cut that undid what was written to hot."""
+        for n in range(50):
+            backend.apply(Batch({b"k%d" % n: b"older", b"deleted": b"1"}))
+        copy = place.with_name("copy")
+        copy.mkdir()
+        backend._environment.hot.env.copy(str(copy))
+        backend.apply(Batch(deletes=[b"deleted"]))
+        for n in range(50):
+            backend.apply(Batch({b"k%d" % n: b"newer"}))
+        backend.close()
+        shutil.copy(copy / "data.mdb", place / "hot" / "data.mdb")
+        monkeypatch.setattr(place_module, "_boot", lambda: "another")
+        return place
+
+    @pytest.mark.parametrize("read_only", [False, True])
+    def test_a_power_cut_brings_nothing_back(self, set_back, read_only):
+        """What was deleted, or replaced, for good is not there again with an older hot file."""
+        backend = LmdbBackend(set_back, read_only=read_only)
+        assert backend.get(b"deleted") is None
+        assert {item.value for item in backend.scan(b"k")} == {b"newer"}
+        assert len(backend.scan(b"k")) == 50
+        assert backend.verify() == []
+        backend.close()
+
+    def test_what_is_written_after_a_power_cut_is_newer(self, set_back):
+        """Numbers go on increasing over an older hot file, so that what is written is kept."""
+        backend = LmdbBackend(set_back)
+        last = max(item.sequence for item in backend.scan(b""))
+        assert backend.apply(Batch({b"k7": b"newest"})) > last
+        backend.close()
+        assert backend.get(b"k7").value == b"newest"
+        backend.close()
+
+    def test_after_a_power_cut_hot_is_checked(self, backend, place, monkeypatch):
+        """A hot file of the right size with anything in it, closed well or not, is moved aside."""
+        backend.apply(Batch({b"a": b"1"}), Durability.POWER)
+        backend.close()
+        data = place / "hot" / "data.mdb"
+        data.write_bytes(np.random.default_rng(0).bytes(data.stat().st_size))
+        monkeypatch.setattr(place_module, "_boot", lambda: "another")
+        with pytest.warns(UserWarning, match="the last seconds"):
+            assert backend.get(b"a").value == b"1"
+
     def test_a_damaged_hot_frame_is_not_promoted(self, backend):
         """A frame whose checksum disagrees stays out of the durable part."""
         backend.apply(Batch({b"a": b"good"}), Durability.POWER)
@@ -611,6 +656,7 @@ except StoreError:
         plain = lmdb_module.problems_of
         monkeypatch.setattr(lmdb_module, "problems_of", lambda f: checks.append(f) or plain(f))
         self.fill(place)
+        checks.clear()
         backend = LmdbBackend(place)
         backend.get(b"k1")
         backend.close()

@@ -266,6 +266,59 @@ def test_bundles_keep_the_order_of_writing(tmp_path):
             )
 
 
+def test_bundles_carry_runs_and_the_near_index(tmp_path, monkeypatch):
+    """Runs, experiments, series, artifacts, states; near fits are found in the other store."""
+
+    def bowl(x, a):
+        return float(np.sum((x - a) ** 2) + np.sum(x**4))
+
+    with Store(tmp_path / "a") as store, using(store=store, near=True):
+        store.create_experiment("study", description="of bowls")
+        with store.run("study", name="mine", params={"a": 1}, tags={"t": "u"}) as run:
+            run.log_metric("loss", 0.5)
+            run.log_artifact("plot.txt", b"a plot")
+            run.save_state(3, {"n": 1})
+            for a in (1.0, 1.1, 1.2):
+                optimize.minimize(bowl, np.zeros(2), args=(a,))
+        assert store.export(tmp_path / "b.zip") == 3
+    with Store(tmp_path / "c") as other, using(store=other, near=True):
+        for _ in range(2):
+            other.import_(tmp_path / "b.zip")
+        found = other.get_run(run.id)
+        assert (found.name, found.params, found.tags) == ("mine", {"a": 1}, {"t": "u"})
+        assert other.experiment("study").description == "of bowls"
+        assert found.metrics("loss").values.tolist() == [0.5]
+        assert found.load_artifact("plot.txt") == b"a plot"
+        assert found.load_state().step == 3
+        assert len(found.children) == 3
+        assert optimize.minimize(bowl, np.zeros(2), args=(1.15,)).warm.source == "near"
+        assert other.verify().sound
+
+
+def test_foreign_rows_of_a_bundle_are_left_out(tmp_path):
+    """Rows of kinds that a store does not give away, artifacts without or with other bytes."""
+    with Store(tmp_path / "a") as store:
+        with store.run() as run:
+            run.log_artifact("x", b"some bytes")
+        store.export(tmp_path / "b.zip")
+    with zipfile.ZipFile(tmp_path / "b.zip") as made:
+        members = {name: made.read(name) for name in made.namelist()}
+    (artifact,) = (name for name in members if name.startswith("rows/63"))
+    (blob,) = (name for name in members if name.startswith("blobs/"))
+    sealed = members[artifact]
+    hostile = members | {blob: b"others"}
+    hostile |= {f"rows/{letter.encode().hex()}00": sealed for letter in "abeqsz"}
+    hostile |= {"rows/00ff": sealed, "rows/" + "63" * 17: sealed, "rows/" + "63" * 18: sealed}
+    with zipfile.ZipFile(tmp_path / "h.zip", "w") as made:
+        for name, content in hostile.items():
+            made.writestr(name, content)
+    with Store(tmp_path / "c") as other:
+        assert other.import_(tmp_path / "h.zip") == (0, 0)
+        letters = {item.key[:1] for item in other.backend.scan(b"")}
+        assert letters <= {b"r", b"h", b"d", b"s", b"x", b"y"}
+        assert [one.id for one in other.runs()] == [run.id]
+
+
 class TestRuns:
     """Runs in the terminal."""
 

@@ -719,7 +719,7 @@ class TestFitSpec:
             "model: parameters is 2 here and 7 there",
             "hyper: alpha is 0.1 here and 0.2 there",
             "hyper: old is 1 here and absent there",
-            "settings: x0 is array([1., 1.]) here and float64[7] there",
+            "settings: x0 is array([1.0, 1.0]) here and float64[7] there",
         ]
         assert one.explain(one) == []
 

@@ -26,9 +26,12 @@ def slow(x):
     time.sleep(0.002)
     with open(sys.argv[2], "a") as log:
         log.write(f"{os.getpid()}\\n")
+        while len(sys.argv) > 4 and log.tell() > 2000 and not os.path.exists(sys.argv[4]):
+            time.sleep(0.01)
     return float(np.sum(100.0 * (x[1:] - x[:-1] ** 2) ** 2 + (1.0 - x[:-1]) ** 2))
 
-with using(store=sys.argv[1], model="slow", busy="wait"):
+shown = len(sys.argv) > 3
+with using(store=sys.argv[1], model="slow", busy="wait", interval=0.3, progress=shown):
     result = optimize.minimize(slow, np.zeros(5), method="Nelder-Mead")
 print(result.warm.source, result.fun)
 """
@@ -84,6 +87,31 @@ class TestWaiting:
             method="Nelder-Mead",
         )
         assert whole <= cold.nfev + 25
+
+    def test_progress_of_the_other_is_shown(self, script, tmp_path):
+        """Evaluations and objective of whom is waited for."""
+        gate, seen = tmp_path / "gate", tmp_path / "seen"
+        owner = started([*script, "shown", str(gate)])
+        at_it(tmp_path, 150)
+        store = Store(tmp_path / "store")
+        for _ in range(2000):
+            if store.stats().checkpoints:
+                break
+            time.sleep(0.01)
+        with seen.open("w") as errors:
+            terminal = os.environ | {"FORCE_COLOR": "1", "TERM": "xterm"}
+            waiting = subprocess.Popen(
+                [*script, "shown"], stdout=subprocess.PIPE, stderr=errors, text=True, env=terminal
+            )
+        for _ in range(6000):
+            if "another process is at this fit" in seen.read_text():
+                break
+            time.sleep(0.01)
+        gate.touch()
+        owner.communicate()
+        assert waiting.communicate()[0].split()[0] == "final"
+        assert "another process is at this fit" in seen.read_text()
+        assert "best " in seen.read_text()
 
 
 class TestLeases:

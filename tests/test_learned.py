@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import in_child
 
-from warmstart import ArgumentError, KeyLookupError, Store, learned, optimize, using
+from warmstart import ArgumentError, KeyLookupError, Store, Warm, learned, optimize, using
 from warmstart.backends import Batch
 from warmstart.learned import COLD, Cost, Family, Plan, Tally
 from warmstart.rows import small
@@ -225,9 +225,22 @@ class TestPlans:
                     learned.note(store.backend, family, way, evaluations=count, seconds=0.1)
             learned.override(store.backend, family, mode="suggest")
             told = fit(3.5).warm
-        assert told.source == "near"
+            hinted = optimize.minimize(
+                bowl, np.zeros(2), args=(3.6,), jac=True, warm=Warm(required=True)
+            ).warm
+        assert told.source == hinted.source == "near"
         assert "have not paid in this family" in told.why
         assert books.what == "minimize bowl"
+
+    def test_costs_are_bounded(self, store, monkeypatch):
+        """The groups that were written last are kept."""
+        monkeypatch.setattr(learned, "_MOST_COSTS", 5)
+        for i in range(9):
+            store.learn((bytes([i]) * 8,), 10, 0.1)
+            store._settle(now=True)
+        store.gc()
+        kept = [item.key for item in store.backend.scan(b"w")]
+        assert kept == [b"w" + bytes([i]) * 8 for i in range(4, 9)]
 
     def test_drift(self, store):
         """N22: when fits become many times dearer the books begin anew."""

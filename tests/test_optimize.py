@@ -373,6 +373,9 @@ class TestMemory:
         assert result.success
         assert result.warm.source == "off"
         assert "lock" in result.warm.why
+        run = store.get_run(result.warm.run).info
+        assert (run.key, run.status, run.what) == ("", "completed", "minimize fun")
+        assert run.evaluations == result.nfev
         named = Warm(store=store, model="with-lock")
         assert [optimize.minimize(fun, [1.0, 2.0], warm=named).warm.source for _ in "ab"] == [
             "cold",

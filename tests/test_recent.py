@@ -56,6 +56,7 @@ class TestChanges:
             (SUM.format(" + np.exp(0.0)"), lambda f: f.__globals__.update(np=types.SimpleNamespace(exp=lambda x: 5.0))),
             ("L = [1]\n" + SUM.format(" + L[0]"), lambda f: f.__globals__["L"].append(2)),
             ("A = np.ones(2)\n" + SUM.format(" + A[0]"), lambda f: f.__globals__["A"].fill(2.0)),
+            ("A = np.ones(3000)\n" + SUM.format(" + A[2999]"), lambda f: f.__globals__["A"].__setitem__(1500, 2.0)),
             ("class K:\n    a = 1\n" + SUM.format(" + K.a"), lambda f: setattr(f.__globals__["K"], "a", 2)),
             ("class K:\n    pass\nk = K()\nk.a = 1\n" + SUM.format(" + k.a"),
              lambda f: setattr(f.__globals__["k"], "a", 2)),
@@ -97,6 +98,20 @@ class TestChanges:
         points = [(0.0, 1.0), (-0.0, 1.0), (0.0, np.nextafter(1.0, 2.0)), (0.0, 1.0, 0.0)]
         assert len({key(fun, p) for p in points}) == len(points)
 
+    def test_hyperparameters_are_compared(self):
+        """Fits that differ in a named hyperparameter, or its type, are other fits."""
+        fun, keys = define(SUM.format("")), []
+        with using(store=Store(":memory:")):
+            for hyper in ({"a": 1}, {"a": 1.0}, {"b": 1}, None):
+                with using(hyper=hyper):
+                    made = [
+                        optimize.minimize(fun, [1.0], options={"maxiter": 1}).warm for _ in range(3)
+                    ]
+                assert [fit.source for fit in made] == ["cold", "final", "final"]
+                assert len({fit.key for fit in made}) == 1
+                keys.append(made[0].key)
+        assert len(set(keys)) == 4
+
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 2) | st.floats(allow_nan=False) | st.sampled_from(["", "a", b"a"]),
@@ -120,14 +135,16 @@ class TestSignature:
             assert keys[0] == keys[1]
 
     def test_arrays(self):
-        """Small arrays count by type, shape and bits; large and odd ones have no signature."""
-        arrays = [
-            np.zeros(2), np.zeros((2, 1)), np.zeros(2, "f4"), np.array([0.0, -0.0]), np.zeros(2, int),
-            np.zeros(2, ">f8"),
-        ]  # fmt: skip
-        assert len({signature("f", {"x": a}) for a in arrays}) == len(arrays)
+        """Arrays count by type, shape and bits, whatever their size; odd ones have no signature."""
+        for n in (1, 1000):
+            arrays = [
+                np.zeros(2 * n), np.zeros((2 * n, 1)), np.zeros(2 * n, "f4"), np.array([0.0, -0.0] * n),
+                np.zeros(2 * n, int), np.zeros(2 * n, ">f8"),
+            ]  # fmt: skip
+            assert len({signature("f", {"x": a}) for a in arrays}) == len(arrays)
+            again = [signature("f", {"x": np.asfortranarray(a)}) for a in arrays]
+            assert again == [signature("f", {"x": a}) for a in arrays]
         for value in (
-            np.zeros(1000),
             np.array([None]),
             np.array(["a"]),
             object(),

@@ -75,7 +75,7 @@ class TestPaths:
                 """
                 import sys
                 import numpy as np
-                from warmstart import optimize, using
+                from warmstart import Store, optimize, using
                 from warmstart.recipes import fit_path
 
                 def objective(x, penalty):
@@ -85,9 +85,11 @@ class TestPaths:
                     return optimize.minimize(objective, np.zeros(2), args=(penalty,))
 
                 if __name__ == "__main__":
-                    with using(store=sys.argv[1]):
+                    store = Store(sys.argv[1])
+                    with using(store=store), store.run() as run:
                         for _ in range(2):
                             found = fit_path(fit, [0.1, 3.0, 1.0, 0.3, 10.0], n_jobs=2)
+                    assert len(store.runs(parent=run.id)) == 5
                     assert [report.source for report in found.reports] == ["final"] * 5
                     print(*found.x[:, 0].round(4))
                 """

@@ -11,24 +11,27 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.optimize
 from backend_contract import BackendContract, machine_over
+from calls import Calls
 from hypothesis import settings
 from processes import in_child
-from servers import redis_binary, redis_server
+from servers import free_port, fresh, redis_binary, redis_server
 
 from warmstart import (
     ArgumentError,
+    FitSpec,
     Store,
     StoreError,
     WarmstartWarning,
     cli,
+    host,
     optimize,
     using,
 )
@@ -39,9 +42,19 @@ from warmstart.backends.postgres import PostgresBackend
 from warmstart.backends.redis import RedisBackend
 
 
-def fresh(url):
-    """Return the address of a new store on a server."""
-    return f"{url}?store=t{uuid.uuid4().hex[:12]}"
+def told(node):
+    """Return how a node of a cluster is."""
+    state = node.execute_command("CLUSTER", "INFO")
+    return state if isinstance(state, bytes) else repr(state).encode()
+
+
+def until(condition):
+    """Wait for something, half a minute at most."""
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not come")
 
 
 class TestRedis(BackendContract):
@@ -117,17 +130,6 @@ def test_a_directory_in_any_history(monkeypatch):
     )().runTest()
 
 
-@pytest.fixture(params=["redis", "postgres", "directory"])
-def address(request, tmp_path):
-    """The address of a new store, and how to forget it."""
-    if request.param == "directory":
-        yield f"dir://{tmp_path}/store"
-        return
-    address = fresh(request.getfixturevalue(f"{request.param}_url"))
-    yield address
-    Store(address).backend.clear()
-
-
 def bowl(x, at):
     return float(np.sum((x - at) ** 2) + 0.1 * np.sum((x - at) ** 4))
 
@@ -181,6 +183,48 @@ class TestStores:
         store.run(name="one")
         again = pickle.loads(pickle.dumps(store))
         assert again.runs()[0].name == "one"
+
+    def test_clocks_that_differ(self, address, monkeypatch):
+        """A machine whose clock is an hour off takes nobody for dead, and nothing for old."""
+        here = Store(address)
+        run = here.run(name="alive").start()
+        real = time.time
+        monkeypatch.setattr(host, "is_alive", lambda _: None)  # on another machine
+        for hours in (-1.0, 1.0):
+            monkeypatch.setattr(time, "time", lambda h=hours: real() + 3600.0 * h)
+            there = Store(address, ttl=1800.0)
+            if address.startswith("dir"):  # the file system has the right time
+                monkeypatch.setattr(there.backend, "now", real)
+            assert abs(there.clock() - real()) < 5.0
+            assert not there.get_run(run.id).is_dead
+            with using(store=there):
+                result = optimize.minimize(bowl, np.zeros(2), args=(hours,))
+            there.gc()
+            assert there.best(there.resolve(result.warm.key)) is not None
+            assert abs(there.run_info(result.warm.run).started - real()) < 5.0
+            there.close()
+        monkeypatch.undo()
+        assert here.stats().finals == 2
+        run.complete()
+
+    def test_round_trips(self, address):
+        """One for a hit that was asked for before, one for a checkpoint; a look at the size in 16."""
+        store = Store(address)
+        session = store.session(FitSpec(model="counted"), interval=0.0)
+        for i in range(3):
+            session.checkpoint(np.zeros(10), objective=10.0 - i)
+        calls = store.backend = Calls(store.backend)
+        asked = []
+        for i in range(32):
+            before = calls.count
+            assert session.checkpoint(np.zeros(10), objective=5.0 - 0.1 * i)
+            asked.append(calls.count - before)
+        assert sorted(asked)[:28] == [1] * 28
+        session.finalize(np.zeros(10), objective=0.0)
+        for _ in range(3):
+            before = calls.count
+            assert store.best(session.key).objective == 0.0
+        assert calls.count - before == 1
 
     def test_read_only(self, address):
         with pytest.raises(StoreError) if address.startswith("dir:") else warnings.catch_warnings():
@@ -259,12 +303,26 @@ class TestJournals:
         backend.apply(Batch(rows))
         Carrier(backend, fit).fetch(shelf)
         found = {path.name: path.read_bytes() for path in tmp_path.rglob("*.journal")}
-        assert found == {"a-b.journal": b"x" * 100, "c-d.journal": b""} or found == {
-            "a-b.journal": b"x" * 100
-        }
+        assert found == {"a-b.journal": b"x" * 100}
         assert shelf.find(fit, fit).journal is None  # it is no journal: deleted
         Carrier(backend, fit).forget()
         assert backend.scan(b"j") == []
+
+    def test_one_in_use_stays(self, tmp_path):
+        """A longer journal from elsewhere does not replace one that somebody is writing to."""
+        from warmstart.fingerprint import Fingerprint
+        from warmstart.journal import Shelf
+
+        fit = Fingerprint(bytes(32))
+        shelf = Shelf(tmp_path / "journals", budget=1 << 20, ttl=None)
+        journal = shelf.create(fit, fit, "0" * 32, b"short")
+        name = journal.path.name
+        assert not shelf.replace(fit, name, b"a longer one")
+        assert journal.path.read_bytes() == b"short"
+        journal.close()
+        assert shelf.replace(fit, name, b"a longer one")
+        assert not shelf.replace(fit, name, b"a longer")
+        assert [path.read_bytes() for path in tmp_path.rglob("*.*")] == [b"a longer one"]
 
 
 class TestCopies:
@@ -350,6 +408,52 @@ def test_a_dask_cluster(tmp_path):
     assert done.stdout.split() == ["True", "6"], done.stderr
 
 
+RAY = """
+import sys
+import numpy as np
+import ray
+from warmstart import Store, optimize, using
+from warmstart.recipes import fit_path
+
+def bowl(x, penalty):
+    return float(np.sum((x - 1.0) ** 2) + penalty * np.sum(x**2))
+
+def fit(penalty):
+    return optimize.minimize(bowl, np.zeros(3), args=(penalty,))
+
+@ray.remote
+def work(store, penalty):
+    with using(store=store):
+        result = fit(penalty)
+        return result.x[0], result.warm.source
+
+if __name__ == "__main__":
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
+    store = Store(sys.argv[1])
+    penalties = np.geomspace(0.1, 10.0, 6).tolist()
+    for expected in ("cold", "final"):
+        found = ray.get([work.remote(store, penalty) for penalty in penalties])
+        assert {source for _, source in found} == {expected}, found
+    with using(store=store):
+        path = fit_path(fit, penalties)
+    assert [report.source for report in path.reports] == ["final"] * 6
+    assert [x for x, _ in found] == path.x[:, 0].tolist()
+    ray.shutdown()
+    print("done")
+"""
+
+
+def test_ray(tmp_path):
+    """Remote functions take a store as its address, and see each other's results."""
+    pytest.importorskip("ray")
+    script = tmp_path / "many.py"
+    script.write_text(RAY)
+    command = [sys.executable, script, f"dir://{tmp_path}/store"]
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.split()[-1:] == ["done"], done.stderr
+
+
 class TestTrouble:
     """Law 2, against servers that are not there, not right, or not well."""
 
@@ -371,6 +475,16 @@ class TestTrouble:
         assert all(result.success for result in found)
         assert len(told) == 1
         assert "is not used for now, fits go on without it" in told[0]
+
+    def test_many_openers(self, postgres_url):
+        """Threads that all make the tables of a new store do not lock each other."""
+        for _ in range(5):
+            backend = PostgresBackend(fresh(postgres_url))
+            with ThreadPoolExecutor(8) as pool:
+                made = list(pool.map(lambda i: backend.apply(Batch({b"x%d" % i: b"1"})), range(8)))
+            assert sorted(made) == list(range(1, 9))
+            backend.clear()
+            backend.close()
 
     def test_passwords(self, redis_url):
         """A wrong one is told; neither appears in a message."""
@@ -418,6 +532,36 @@ class TestTrouble:
             with pytest.warns(WarmstartWarning, match="no append-only file"):
                 backend.apply(Batch({b"a": b"1"}))
             backend.apply(Batch({b"a": b"2"}), Durability.POWER)
+
+    def test_a_cluster(self, tmp_path):
+        """A store lives on the node that has its slot, whichever is asked; and moves with it."""
+        if redis_binary() is None:
+            pytest.skip("no Redis or Valkey is installed")
+        import redis
+
+        def node():
+            bus = str(free_port())  # 10,000 above that of the clients may be none
+            return redis_server("--cluster-enabled", "yes", "--cluster-port", bus)
+
+        with node() as one, node() as two:
+            nodes = [redis.Redis.from_url(url) for url in (one, two)]
+            for node, first, last in zip(nodes, (0, 8192), (8191, 16383), strict=True):
+                node.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+            port = nodes[1].connection_pool.connection_kwargs["port"]
+            bus = nodes[1].config_get("cluster-port")["cluster-port"]
+            nodes[0].execute_command("CLUSTER", "MEET", "127.0.0.1", port, bus)
+            until(lambda: all(b"cluster_state:ok" in told(node) for node in nodes))
+            for url in (one, two):
+                store = Store(f"{url}?store=a")
+                with using(store=store):
+                    found = optimize.minimize(scipy.optimize.rosen, [0.0, 1.0])
+                assert store._trouble is None
+                store.close()
+            assert found.warm.source == "final"
+            sizes = [node.dbsize() for node in nodes]
+            assert min(sizes) == 0 < max(sizes)
+            for node in nodes:
+                node.close()
 
     def test_killed_and_started_again(self):
         """What was acknowledged is there when the server comes back; the store finds it."""

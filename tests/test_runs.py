@@ -1104,6 +1104,24 @@ class TestKeeping:
         assert store.backend.size() <= 4 << 20
         assert store.runs()[0].load_artifact("a")
 
+    def test_the_budget_holds_for_runs_alone(self, store):
+        """The oldest go; what is running, and what has an entry, stays."""
+        store.size_budget = 200_000
+        first = store.run(name="running").start()
+        with store.session(FitSpec(model="kept")) as session:
+            session.finalize(1.0)
+        for i in range(600):
+            with store.run(name=f"run {i}", params={"text": "x" * 400}):
+                pass
+        store.gc()
+        names = [run.name for run in store.runs() if not run.info.key]
+        assert store.backend.size() <= 200_000
+        assert 10 < len(names) < 600
+        assert names[0] == "run 599"
+        assert names[-1] == first.name
+        assert store.run_info(session.run_id).status == "completed"
+        first.complete()
+
     def test_runs_that_are_swept_while_they_are_listed_are_left_out(self, store):
         with store.run(name="swept"):
             pass

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 import scipy.optimize
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from processes import in_child
 from sklearn.datasets import load_breast_cancer
@@ -957,6 +957,7 @@ METHODS = {
 }
 
 
+@example(method="Powell", seed=66, size=1, spread=0.0, sizes=[0.0, 1e-9, 1.0])
 @settings(max_examples=40, deadline=None)
 @given(
     method=st.sampled_from(sorted(METHODS)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import warnings
 from datetime import timedelta
 
@@ -21,6 +22,7 @@ from warmstart import (
     KeyLookupError,
     Store,
     StoreError,
+    host,
 )
 from warmstart.backends import Batch
 from warmstart.fingerprint import environment
@@ -197,6 +199,65 @@ class TestRank:
             expected = [h for h in history if h[1] == lowest][-1][2]
         found = store.best(KEY)
         assert (found.payload if found else None) == (expected if history else None)
+
+
+class TestKept:
+    """What a process remembers of a store that others write to is never out of date."""
+
+    @settings(derandomize=True, deadline=None, max_examples=200)
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["put", "put", "final", "else", "delete", "ours"]),
+                st.integers(0, 2),
+                st.integers(-3, 3),
+            ),
+            max_size=25,
+        )
+    )
+    def test_it_is_what_a_fresh_look_would_find(self, steps):
+        """Whatever is written in between, by whom, the kept answer is that of the rows."""
+        ours, theirs = Store(":memory:"), Store(":memory:")
+        theirs.backend = ours.backend
+        runs = [new_run_id() for _ in range(3)]
+        for number, (what, run, objective) in enumerate(steps):
+            if what in {"put", "final", "ours"}:
+                kind = EntryKind.FINAL if what == "final" else EntryKind.CHECKPOINT
+                made = entry(float(objective), kind=kind, run=runs[run], payload=number)
+                (ours if what == "ours" else theirs).put(made)
+            elif what == "else":
+                theirs.put(final(key=key_of(number)))
+            else:
+                theirs.delete(KEY)
+            kept = ours.best(KEY)
+            fresh = Store(":memory:")
+            fresh.backend = ours.backend
+            assert kept == fresh.best(KEY)
+
+    def test_a_write_elsewhere_does_not_cost_the_record(self, store, monkeypatch):
+        """After another fit was stored the entry is not read again; after its own change it is."""
+        store.put(entry(1.0, run="a" * 32))
+        assert store.best(KEY) == store.best(KEY)  # the second time it is kept
+        reads = []
+        read = store._read
+        monkeypatch.setattr(store, "_read", lambda *given: reads.append(given) or read(*given))
+        store.put(final(key=key_of("another")))
+        assert store.best(KEY).objective == 1.0
+        assert not reads
+        store.put(entry(0.5, run="a" * 32))
+        assert store.best(KEY).objective == 0.5
+        assert len(reads) == 1
+
+    def test_a_run_written_to_by_two_keeps_its_best(self, where):
+        """Two who write checkpoints of one run, each knowing its own, never lose the best."""
+        with Store(where) as ours, Store(where) as theirs:
+            theirs.backend = ours.backend
+            for store, objective in ((ours, 3.0), (theirs, 1.0), (ours, 2.0), (theirs, 4.0)):
+                assert store.put(entry(objective, run="a" * 32))
+            assert ours.best(KEY).objective == 1.0
+            assert ours.latest(KEY).objective == 4.0
+            assert theirs.put(final(9.0, run="a" * 32))
+            assert not ours.put(entry(0.0, run="a" * 32))
 
 
 class TestSlots:
@@ -569,6 +630,21 @@ class TestPlace:
             store.flush()
             with pytest.raises(StoreError, match="read"):
                 store.put(final())
+
+    def test_a_closed_store_is_not_opened_by_its_own_thread(self, tmp_path, monkeypatch):
+        """A process that takes long to say what it is finds the store closed, and lets it be."""
+        goes_on = threading.Event()
+        monkeypatch.setattr(host, "describe", lambda: goes_on.wait(60.0) and {})
+        store = Store(tmp_path / "store")
+        with store.session(KEY) as session:
+            session.finalize(b"x")
+        thread = store.told[1]
+        monkeypatch.setattr(thread, "join", lambda timeout: None)
+        store.close()
+        goes_on.set()
+        monkeypatch.undo()
+        thread.join()
+        assert store.backend._shared is None
 
     def test_a_closed_store_opens_again(self, where):
         """Using a store after `close` works; a folder still has its entries."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from warmstart import optimize
 from warmstart.artifacts import Artifact
 from warmstart.backends import Durability
+from warmstart.dataset import Dataset, dataset
 from warmstart.errors import (
     ArgumentError,
     BundleError,
@@ -57,6 +58,7 @@ __all__ = [
     "BundleError",
     "BusyError",
     "CodecError",
+    "Dataset",
     "Difference",
     "Durability",
     "Entry",
@@ -94,6 +96,7 @@ __all__ = [
     "Warm",
     "WarmstartError",
     "WarmstartWarning",
+    "dataset",
     "optimize",
     "patch",
     "replaying",

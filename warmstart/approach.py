@@ -211,9 +211,14 @@ class Approach:
         self._store.attempt(entry, None, writes=True)
 
     @property
-    def why(self) -> str | None:
+    def given_up(self) -> str | None:
         """Why a start that was found was not used to the end."""
-        return (self._follower.spent.why if self._follower is not None else None) or self._hint
+        return self._follower.spent.why if self._follower is not None else None
+
+    @property
+    def why(self) -> str | None:
+        """Why it was not, or what else there is to say of it."""
+        return self.given_up or self._hint
 
     def report(self) -> Near | None:
         """Return what happened."""

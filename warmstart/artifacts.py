@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mimetypes
 from collections.abc import Iterator
+from typing import Annotated
 
 import msgspec
 from blake3 import blake3
@@ -44,7 +45,7 @@ class Artifact(msgspec.Struct, frozen=True):
     name: str
     type: str
     size: int
-    hash: str
+    hash: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
     written: float
 
 

@@ -1,36 +1,54 @@
-"""Portable bundles: a store's records in one zip file.
+"""Portable bundles: all that a store knows in one zip file.
 
 ===========================  ==================================================
 ``warmstart.json``            ``{"format": 1, "records": n}``
 ``entries/KEY/RUN.SLOT``      a record, as the store has it; KEY 64 hex, RUN 32 hex digits
 ``keys/KEY``                  what the key means
+``blobs/HASH``                the bytes of an artifact
+``rows/ROW``                  any other row: of runs, experiments, series, the near index; its key
 ===========================  ==================================================
 
-Records carry their own digests and no path or host, so a bundle means the same anywhere. They
-stand in the order in which they were written, and get new sequence numbers in that order.
+Leases, sweeps and counts of a store are its own. Records carry their own digests and no path or
+host, so a bundle means the same anywhere. They stand in the order in which they were written, and
+get new sequence numbers in that order.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from blake3 import blake3
+
+from warmstart import artifacts
 from warmstart.backends import Backend, Batch, Item
 from warmstart.errors import ArgumentError, BundleError, RecordError
 from warmstart.record import unseal
-from warmstart.rows import pages, read
+from warmstart.rows import pages, read, read_small
 
-__all__ = ["read_bundle", "write_bundle"]
+__all__ = ["OWN", "read_bundle", "write_bundle"]
 
 _FORMAT = 1
 _MANIFEST = "warmstart.json"
+_UNREADABLE = (
+    *(RecordError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, MemoryError),
+    RuntimeError,  # encrypted, or of a kind that zipfile does not know
+)
 _ENTRY = re.compile(r"entries/([0-9a-f]{64})/([0-9a-f]{32})\.([bfl])")
 _KEY = re.compile(r"keys/([0-9a-f]{64})")
+_BLOB = re.compile(r"blobs/([0-9a-f]{64})")
+_ROW = re.compile(r"rows/((?:[0-9a-f]{2}){2,480})")
+OWN = frozenset(b"abqsz")
+"""Rows that a store does not give away; blobs come with their artifacts."""
+_OTHERS = frozenset(b"cdhijlmnoprtuwxy")
 
 
 def write_bundle(
@@ -46,24 +64,31 @@ def write_bundle(
     target = Path(path)
     if target.is_dir() or not target.parent.is_dir():
         raise ArgumentError(f"a bundle is written to a file in an existing folder, not {target}")
-    entries = sorted(pages(backend, b"e", head=1), key=lambda item: item.sequence)
-    rows = [item.key for item in (*pages(backend, b"k", head=1), *entries)]
+    listed = sorted(pages(backend, b"", head=1), key=lambda item: item.sequence)
+    rows = [item.key for item in listed if item.key[0] in _OTHERS | frozenset(b"ek")]
     handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as bundle:
-            count = 0
+            count, blobs = 0, set()
             for done, row in enumerate(rows):
                 progress(done, len(rows))
                 item = backend.get(row)
                 if item is None:
                     continue
                 key = row[1:33].hex()
-                if row[:1] == b"k":
-                    bundle.writestr(f"keys/{key}", item.value)
-                else:
-                    name = f"entries/{key}/{row[33:49].hex()}.{row[49:].decode('ascii')}"
+                if row[:1] == b"e":
+                    name = f"entries/{key}/{row[33:49].hex()}.{row[49:].decode('latin-1')}"
                     bundle.writestr(name, item.value)
                     count += 1
+                    continue
+                bundle.writestr(
+                    f"keys/{key}" if row[:1] == b"k" else f"rows/{row.hex()}", item.value
+                )
+                made = read_small(item, artifacts.Artifact) if row[:1] == b"c" else None
+                if made is not None and made.hash not in blobs:
+                    blobs.add(made.hash)
+                    with contextlib.suppress(RecordError):  # damaged: the artifact is left out
+                        bundle.writestr(f"blobs/{made.hash}", artifacts.load(backend, made.hash))
             bundle.writestr(_MANIFEST, json.dumps({"format": _FORMAT, "records": count}))
         os.replace(scratch, target)  # noqa: PTH105 (atomic, and over an existing file)
     except BaseException:
@@ -95,14 +120,19 @@ def read_bundle(
     try:
         with zipfile.ZipFile(path) as bundle:
             members = _members(bundle, path)
+            blobs = {
+                m[1]: info for info in bundle.infolist() if (m := _BLOB.fullmatch(info.filename))
+            }
             for done, (row, member) in enumerate(members):
                 progress(done, len(members))
                 value = _content(bundle, member, row, entry_budget)
-                if value is None or not _add(backend, row, value):
+                if value is not None and row[:1] == b"c":
+                    _add_artifact(backend, bundle, blobs, Item(row, value, 0, len(value)))
+                elif value is None or not _add(backend, row, value):
                     skipped += row[:1] == b"e"
                 else:
                     added += row[:1] == b"e"
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, struct.error) as error:
         raise BundleError(f"{os.fspath(path)} is not a bundle: {error}") from error
     return added, skipped
 
@@ -113,7 +143,7 @@ def _members(
     try:
         manifest = json.loads(_bounded(bundle, bundle.getinfo(_MANIFEST), 1000))
         version = manifest["format"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, zlib.error, RecursionError) as error:
         raise BundleError(
             f"{os.fspath(path)} is a zip file, but not a bundle: it has no valid {_MANIFEST}"
         ) from error
@@ -132,10 +162,16 @@ def _rows(members: Iterable[zipfile.ZipInfo]) -> Iterator[tuple[bytes, zipfile.Z
             yield b"e" + bytes.fromhex(key) + bytes.fromhex(run) + slot.encode(), member
         elif name := _KEY.fullmatch(member.filename):
             yield b"k" + bytes.fromhex(name[1]), member
+        elif (other := _ROW.fullmatch(member.filename)) and bytes.fromhex(other[1])[0] in _OTHERS:
+            yield bytes.fromhex(other[1]), member
 
 
 def _bounded(bundle: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> bytes:
     """Read a member without trusting the size that it declares."""
+    if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise ValueError(f"{member.filename} is packed in a way that takes what memory it likes")
+    if member.file_size > limit:
+        raise ValueError(f"{member.filename} has more than {limit} bytes")
     with bundle.open(member) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -153,9 +189,32 @@ def _content(
             read(Item(row, value, 0, len(value)))
         else:
             unseal(value)
-    except (RecordError, ValueError, zipfile.BadZipFile):
+    except _UNREADABLE:
         return None
     return value
+
+
+def _add_artifact(
+    backend: Backend, bundle: zipfile.ZipFile, blobs: dict[str, zipfile.ZipInfo], item: Item
+) -> None:
+    """Keep an artifact whose bytes are in the bundle, unless there is one of its name."""
+    made = read_small(item, artifacts.Artifact)
+    run, name = item.key[1:17].hex(), item.key[17:].decode("utf-8", "replace")
+    blob = None if made is None else blobs.get(made.hash)
+    if (
+        made is None
+        or blob is None
+        or not name
+        or backend.get(artifacts.row(run, name)) is not None
+    ):
+        return
+    try:
+        data = _bounded(bundle, blob, made.size)
+    except _UNREADABLE:
+        return
+    if blake3(data).hexdigest() == made.hash:
+        with contextlib.suppress(ArgumentError):  # a name that is none
+            artifacts.put(backend, run, name, data, kind=made.type, now=made.written)
 
 
 def _add(backend: Backend, row: bytes, value: bytes) -> bool:

@@ -9,8 +9,6 @@ cut off as that of any journal is.
 from __future__ import annotations
 
 import os
-import re
-import secrets
 import struct
 
 from warmstart.backends import Backend, Batch
@@ -69,20 +67,10 @@ class Carrier:
                 continue
             if int.from_bytes(item.key[-8:], "big") == len(whole):
                 whole += piece
-        folder, written = shelf.folder / str(self._fit), 0
+        written = 0
         for name, whole in files.items():
-            if not re.fullmatch(r"[\w-]+\.journal", name):
-                continue  # no name that was made here
-            path = folder / name
             self._sent[name] = len(whole)
-            if path.exists() and path.stat().st_size >= len(whole):
-                continue
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            scratch = folder / f".{secrets.token_hex(8)}"
-            scratch.write_bytes(whole)
-            scratch.chmod(0o600)
-            scratch.replace(path)
-            written += 1
+            written += shelf.replace(self._fit, name, bytes(whole))
         return written
 
     def send(self, journal: Journal, now: float) -> None:

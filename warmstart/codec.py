@@ -48,7 +48,7 @@ import functools
 import math
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,7 +63,7 @@ __all__ = [
     "MAX_DECODED",
     "Encoded",
     "RichResult",
-    "copy_payload",
+    "copier",
     "decode_payload",
     "encode_payload",
 ]
@@ -829,30 +829,59 @@ _READERS: dict[int, Callable[[_Reader, list[Any], int], Any]] = {
 }
 
 
-def copy_payload(value: Any) -> Any:
-    """Return a payload that shares no memory with another that was decoded.
+def copier(value: Any) -> Callable[[], Any]:
+    """Return what makes copies of a payload that share no memory with it or each other.
 
-    A third of the time of decoding it again, digest and all (5 us, not 15, for the result of a
-    small fit).
+    It is worked out once what there is to copy: the result of a small fit takes 1.6 us, to walk
+    through it each time 3.7, to decode it again, digest and all, 15 (2026-11).
     """
+    return _copier(value) or (lambda: value)
+
+
+def _copier(value: Any) -> Callable[[], Any] | None:
+    """Return what copies a value; None if it cannot change."""
     kind = type(value)
-    if kind is np.ndarray:
-        return copy.deepcopy(value) if value.dtype.hasobject else value.copy(order="K")
     if kind in _ATOMS:
-        return value
+        return None
+    if kind is np.ndarray:
+        made = value.__copy__  # in the order of its memory, twice as fast as copy(order="K")
+        return (lambda: copy.deepcopy(value)) if value.dtype.hasobject else made
     if kind is dict or issubclass(kind, RichResult):
-        made = kind.__new__(kind)  # type: ignore[call-overload]
-        for key, item in value.items():
-            made[key] = item if type(item) in _ATOMS else copy_payload(item)
-        return made
+        return _dict_copier(kind, value)
     if kind is list or kind is tuple:
-        return kind([item if type(item) in _ATOMS else copy_payload(item) for item in value])
+        items = [_copier(item) for item in value]
+        if kind is tuple and not any(items):
+            return None
+        pairs = list(zip(value, items, strict=True))
+        return lambda: kind([item if make is None else make() for item, make in pairs])
     if kind is LbfgsInvHessProduct:
-        made = object.__new__(kind)  # its constructor computes rho again
-        for name, part in vars(value).items():
-            made.__dict__[name] = part.copy() if type(part) is np.ndarray else part
-        return made
-    return value if isinstance(value, np.generic) else copy.deepcopy(value)
+        arrays = {k: v for k, v in vars(value).items() if type(v) is np.ndarray}
+        held = _dict_copier(dict, vars(value), among=arrays)
+
+        def product() -> Any:  # its constructor computes rho again
+            made = object.__new__(kind)
+            made.__dict__ = held()
+            return made
+
+        return product
+    return None if isinstance(value, np.generic) else lambda: copy.deepcopy(value)
+
+
+def _dict_copier(
+    kind: Any, value: Mapping[Any, Any], among: Mapping[Any, Any] | None = None
+) -> Callable[[], Any]:
+    """Return what copies a dict, and of its items those `among` which something may change."""
+    items = value if among is None else among
+    parts = [(key, make) for key, item in items.items() if (make := _copier(item)) is not None]
+
+    def made() -> Any:
+        copied = kind.__new__(kind)
+        copied.update(value)
+        for key, make in parts:
+            copied[key] = make()
+        return copied
+
+    return made
 
 
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, np.float64})

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from warmstart import artifacts
 from warmstart.backends import Backend, Batch, Item
+from warmstart.bundle import OWN
 from warmstart.errors import RecordError
 from warmstart.record import unseal
 from warmstart.rows import pages, read, read_small
@@ -16,8 +17,6 @@ __all__ = ["Copied", "copy"]
 
 _BATCH, _BYTES = 200, 4 << 20
 """Rows and bytes that are written at once."""
-_SKIPPED = (b"a", b"b", b"s", b"z")
-"""Blobs come with their artifacts; sweeps and leases are their store's own."""
 
 
 class Copied(NamedTuple):
@@ -60,7 +59,7 @@ def copy(source: Store, target: Store, progress: Callable[[int, int], None]) -> 
     listed = [
         (item.sequence, item.key)
         for item in pages(source.backend, b"", head=1)
-        if item.key[:1] not in _SKIPPED
+        if item.key[0] not in OWN
     ]
     listed.sort()  # who was written later ranks before
     done = Copied(0, 0, 0)

@@ -463,8 +463,24 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 def _describe(value: Any) -> str:
     """Return at most 60 characters that tell a person which value this is."""
-    if isinstance(value, np.ndarray) and value.size > 4:
+    kind = type(value)
+    if kind is str:
+        text = repr(value) if len(value) <= 60 else _short.repr(value)
+    elif kind in _PLAIN or (kind is int and value.bit_length() < 200):
+        text = repr(value)
+    elif isinstance(value, np.ndarray) and (value.size > 4 or not _is_numbers(value)):
         return f"{value.dtype}{list(value.shape)}"
+    elif isinstance(value, np.ndarray):
+        text = f"array({value.tolist()})"  # numpy's own text takes 50 us
+    elif kind is tuple and len(value) <= 8:
+        text = ", ".join(["(...)" if type(item) is tuple else _describe(item) for item in value])
+        text = f"({text},)" if len(value) == 1 else f"({text})"
+    else:
+        return _describe_other(value)
+    return _cut(text)
+
+
+def _describe_other(value: Any) -> str:
     name = getattr(value, "__qualname__", None)
     if isinstance(name, str):
         return f"{getattr(value, '__module__', '')}.{name}"[-60:]
@@ -472,7 +488,17 @@ def _describe(value: Any) -> str:
     if shape is not None and type(value).__module__.partition(".")[0] != "numpy":
         return f"{type(value).__name__}{list(shape)}"
     try:
-        text = _ADDRESS.sub("", " ".join(_short.repr(value).split()))
+        return _cut(_ADDRESS.sub("", " ".join(_short.repr(value).split())))
     except Exception:  # noqa: BLE001 (a user's __repr__ may raise anything; this is only a label)
         return type(value).__name__
+
+
+_PLAIN = frozenset({type(None), bool, float, complex})
+
+
+def _is_numbers(value: np.ndarray[Any, Any]) -> bool:
+    return value.dtype.kind in "biufc"
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."

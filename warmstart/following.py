@@ -56,6 +56,8 @@ _FAIR_CURVE = 4
 """Evaluations that a curve fit takes where the model to second order is true."""
 
 
+_SKEWED = 1e6
+"""Condition beyond which directions are as good as linearly dependent."""
 _POPULATION = 5
 """Members that differential evolution asks for."""
 _NARROW = {
@@ -317,7 +319,7 @@ class Follower:
         if self._method == "nelder-mead":
             simplex = self._simplex(options.get("initial_simplex"), x)
             return {"options": options | {"initial_simplex": simplex}}
-        if self._method == "powell" and (directions := plan.spread()) is not None:
+        if self._method == "powell" and (directions := _unit(plan.spread())) is not None:
             return {"options": {"direc": directions} | options}
         if self._method == "trust-constr":
             return {"options": _NARROW | options}
@@ -548,6 +550,20 @@ def _spread_of(result: Any) -> Vector | None:
     found = result.get("population", result.get("direc"))
     fits = isinstance(found, np.ndarray) and found.ndim == 2 and found.size <= LARGEST
     return np.array(found, float) if fits and np.isfinite(found).all() else None
+
+
+def _unit(directions: Vector | None) -> Vector | None:
+    """Return Powell's directions at length one, None if they do not reach everywhere.
+
+    The last ones of a fit are as short as its last steps, from which a search does not get far.
+    """
+    if directions is None or directions.shape[0] != directions.shape[1]:
+        return None
+    lengths = np.linalg.norm(directions, axis=1, keepdims=True)
+    if not lengths.all():
+        return None
+    unit = directions / lengths
+    return unit if np.linalg.cond(unit) < _SKEWED else None
 
 
 def _is_free(limits: tuple[Any, Any]) -> bool:

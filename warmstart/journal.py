@@ -25,6 +25,8 @@ import fcntl
 import functools
 import mmap
 import os
+import re
+import secrets
 import struct
 import sys
 import threading
@@ -38,6 +40,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from warmstart.backends.place import sync_folder
 from warmstart.codec import MAX_DECODED, decode_payload, encode_payload
 from warmstart.errors import CodecError, RecordError
 from warmstart.fingerprint import Fingerprint
@@ -252,6 +255,9 @@ def dumps(value: Any) -> bytes:
     return b"".join((_u32.pack(len(head)), head, *body))
 
 
+_payload_head = msgspec.msgpack.Decoder(tuple[Any, list[int]])
+
+
 def loads(raw: bytes) -> Any:
     """Return what `dumps` was given.
 
@@ -262,8 +268,8 @@ def loads(raw: bytes) -> Any:
     """
     try:
         (size,) = _u32.unpack_from(raw)
-        tree, table = msgspec.msgpack.decode(raw[4 : 4 + size])
-    except (struct.error, msgspec.MsgspecError, TypeError, ValueError) as error:
+        tree, table = _payload_head.decode(raw[4 : 4 + size])
+    except (struct.error, msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
         raise CodecError(f"not a payload: {error}") from error
     return decode_payload(tree, table, memoryview(raw)[4 + size :], max_bytes=MAX_DECODED)
 
@@ -349,6 +355,7 @@ class Journal:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._map: mmap.mmap | None = None
+        self._named = False
 
     # Reading
 
@@ -371,7 +378,7 @@ class Journal:
             for start, stop in self._frames(end, size):
                 self._take(self._map[start], start + 1, stop)
                 end = stop
-        except (msgspec.MsgspecError, CodecError, struct.error) as error:
+        except (msgspec.MsgspecError, struct.error, RecursionError, ValueError) as error:
             raise RecordError(f"{self.path.name} is damaged: {error}") from error
         if self.header is None or not self.lives:
             raise RecordError(f"{self.path.name} has no whole header")
@@ -485,6 +492,11 @@ class Journal:
         """Return when what was written would survive a power cut."""
         if os.getpid() == self._pid:
             os.fdatasync(self._fd)
+            if not self._named:  # a file without a name is lost all the same
+                for folder in self.path.parents:
+                    with contextlib.suppress(OSError):  # one that may not be listed
+                        sync_folder(folder)
+                self._named = True
 
     def delete(self) -> None:
         """Give back the disk space, when it is closed."""
@@ -512,6 +524,7 @@ class Journal:
         path = self.path.with_name(_file_name(key, self.path.stem[-_RUN_DIGITS:]))
         if path != self.path:
             self.path.rename(path)
+            self._named = False
             with _guard:
                 _held.discard(str(self.path))
                 _held.add(str(path))
@@ -627,10 +640,13 @@ class Shelf:
                 yield journal
 
     def _names(self, fit: Fingerprint, key: Fingerprint) -> list[str]:
-        folder = self.folder / str(fit)
+        folder = f"{self.folder}/{fit}"  # a Path costs more than the look into the folder
         mine = _prefix(key)
-        names = [path.name for path in _listed(folder) if path.suffix == ".journal"]
-        names.sort(key=lambda name: (name.startswith(mine), _size(folder / name)), reverse=True)
+        names = [name for name in _names_in(folder) if name.endswith(".journal")]
+        if len(names) > 1:
+            names.sort(
+                key=lambda name: (name.startswith(mine), _size(f"{folder}/{name}")), reverse=True
+            )
         return names
 
     def _load(self, fit: Fingerprint, name: str) -> Journal | None:
@@ -662,6 +678,35 @@ class Shelf:
             journal.close(delete=True)
             raise
         return journal
+
+    def replace(self, fit: Fingerprint, name: str, content: bytes) -> bool:
+        """Put a journal that came from elsewhere in place of a shorter one; whether it was.
+
+        Not while somebody is writing to that, and not under a name that was not made here.
+        """
+        path = self.folder / str(fit) / name
+        if not re.fullmatch(r"[0-9a-f]+-[0-9a-f]+\.journal", name) or _size(str(path)) >= len(
+            content
+        ):
+            return False
+        for _ in range(_ATTEMPTS):  # a sweep may take the empty folder away in between
+            with contextlib.suppress(FileExistsError):
+                path.parent.mkdir(mode=0o700, parents=True)
+            journal = self._open(path, os.O_RDWR | os.O_CREAT)
+            if journal is not None:
+                break
+        else:
+            return False
+        try:
+            # Under another name first: a torn one would hide what the shorter one has.
+            scratch = path.with_suffix(f".{secrets.token_hex(8)}")
+            descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            scratch.replace(path)
+        finally:
+            journal.close()
+        return True
 
     def _open(self, path: Path, flags: int) -> Journal | None:
         name = str(path)
@@ -695,7 +740,7 @@ class Shelf:
     def _census(self) -> list[tuple[float, int, Path]]:
         found = []
         for path in self.paths():
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 status = path.stat()
                 found.append((status.st_mtime, status.st_size, path))
         return sorted(found)
@@ -735,20 +780,24 @@ class Shelf:
         return True
 
 
-def _listed(folder: Path) -> list[Path]:
+def _names_in(folder: str | Path) -> list[str]:
     """Return what is in a folder; nothing for one that is not there, or no more.
 
     Others make and delete them meanwhile, at which ``Path.glob`` breaks off (Python 3.11).
     """
     try:
-        return [folder / name for name in os.listdir(folder)]  # noqa: PTH208 (faster by far)
+        return os.listdir(folder)  # noqa: PTH208 (faster by far)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def _size(path: Path) -> int:
+def _listed(folder: Path) -> list[Path]:
+    return [folder / name for name in _names_in(folder)]
+
+
+def _size(path: str) -> int:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size  # noqa: PTH116 (likewise)
     except OSError:
         return 0
 

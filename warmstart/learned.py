@@ -52,6 +52,8 @@ MODES = ("act", "suggest", "observe")
 _VERSION = 1
 _LAST = 20
 """Fits of a way that are remembered one by one."""
+_MOST_COSTS = 10_000
+"""Groups of fits whose costs are kept."""
 _ENOUGH = 4
 """Fits of one way before it is judged."""
 _BINS = 12
@@ -286,9 +288,11 @@ def families(backend: Backend) -> dict[bytes, Family]:
 
 
 def orphans(backend: Backend) -> list[Item]:
-    """Return the books of families of which no fit is left."""
+    """Return the books of families of which no fit is left, and the oldest of too many costs."""
     found = pages(backend, b"l", head=1)
-    return [item for item in found if not backend.scan(b"n" + item.key[1:], limit=1, head=1)]
+    gone = [item for item in found if not backend.scan(b"n" + item.key[1:], limit=1, head=1)]
+    costs = sorted(pages(backend, b"w", head=1), key=lambda item: item.sequence)
+    return gone + costs[: max(0, len(costs) - _MOST_COSTS)]
 
 
 def _change(backend: Backend, row: bytes, kind: type[_T], change: Callable[[_T], None]) -> _T:

@@ -11,8 +11,6 @@ import functools
 import sys
 from typing import Any
 
-import threadpoolctl
-
 __all__ = ["Blas"]
 
 
@@ -70,4 +68,6 @@ def _loaded() -> int:
 @functools.lru_cache(maxsize=1)
 def _controller(_loaded: int) -> Any:
     """Find the libraries, which takes some 3 ms; again when something has been imported."""
+    import threadpoolctl  # noqa: PLC0415 (a hit needs none, and it takes 5 ms)
+
     return threadpoolctl.ThreadpoolController()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -123,13 +124,17 @@ def multistart(
         results = store.attempt(lambda: _done(run, len(points)), {})
     pending = [place for place in range(len(points)) if place not in results]
     calls = _Calls(fun, points, args, given, run)
+    due = 0.0
     try:
         with Progress(disable=not progress, transient=True) as bar:
             task = bar.add_task("starts", total=len(points), completed=len(results))
             for place, result in calls.run(pending, n_jobs):
                 results[place] = result
                 bar.update(task, completed=len(results))
-                if run is not None:
+                begun = time.perf_counter()
+                # The state holds all results: it is written for a tenth of the time at most.
+                # Fits that it does not tell of are remembered by themselves.
+                if run is not None and (begun >= due or len(results) == len(points)):
                     left = {str(i): points[i] for i in pending if i not in results}
                     state = {str(i): _kept(results[i]) for i in results}
                     step = len(results)
@@ -138,6 +143,8 @@ def multistart(
                         False,
                         writes=True,
                     )
+                    done = time.perf_counter()
+                    due = done + 10.0 * (done - begun)
     except BaseException as error:
         if run is not None:
             quiet = isinstance(error, (KeyboardInterrupt, SystemExit))

@@ -27,10 +27,10 @@ import msgspec
 import numpy as np
 from blake3 import blake3
 
-from warmstart.backends import Backend, Batch, Item
+from warmstart.backends import MAX_KEY, Backend, Batch, Item
 from warmstart.errors import RecordError
 from warmstart.fingerprint import Fingerprint, FitSpec, Level
-from warmstart.record import seal, unseal
+from warmstart.record import UNREADABLE, seal, unseal
 from warmstart.rows import pages
 from warmstart.sketch import RowSketch, row_hashes, rows_of
 
@@ -246,7 +246,7 @@ def _listed(backend: Backend, key: bytes) -> _Listed | None:
         return None
     try:
         return msgspec.msgpack.decode(unseal(item.value), type=_Listed)
-    except (RecordError, msgspec.MsgspecError):
+    except UNREADABLE:
         return None
 
 
@@ -254,7 +254,8 @@ def forget(backend: Backend, key: bytes) -> None:
     """Take a key out of the index."""
     listed = _listed(backend, key)
     if listed is not None:
-        backend.apply(Batch(deletes=[*listed.rows, b"o" + key]))
+        rows = [row for row in listed.rows if row[:1] == b"n" and len(row) <= MAX_KEY]
+        backend.apply(Batch(deletes=[*rows, b"o" + key]))
 
 
 def sweep(backend: Backend, keys: Container[bytes]) -> None:

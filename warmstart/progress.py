@@ -82,6 +82,12 @@ class Progress:
         note = f"{objective}{new / seconds:,.0f} evaluations/s{before}{self._left(seconds)}"
         self._bar.update(self._task, completed=new, note=note)
 
+    def follow(self, evaluations: int, best: float | None) -> None:
+        """Show how far another process has come with the fit that is waited for."""
+        if self._is_due() and self._open("warmstart: another process is at this fit", None):
+            note = "" if best is None else f"best {best:.8g}"
+            self._bar.update(self._task, completed=evaluations, note=note)
+
     def _left(self, seconds: float) -> str:
         """Return how long the fit is likely to go on, if others like it were longer."""
         if self.expected is None or self.expected - seconds < 1.0:

@@ -44,6 +44,11 @@ class Pulse:
         self._thread.start()
         return self
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it was started, by this process, and goes on."""
+        return self._thread is not None and self._thread.is_alive()
+
     def stop(self) -> None:
         """End, after a call that is under way."""
         self._ended.set()

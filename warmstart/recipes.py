@@ -20,6 +20,7 @@ from scipy.optimize import OptimizeResult
 
 from warmstart import optimize
 from warmstart.errors import ArgumentError
+from warmstart.session import Within, here, within
 from warmstart.warm import FitReport, options_of, using
 
 __all__ = ["Fits", "Replicates", "bootstrap", "fit_folds", "fit_path", "jackknife", "profile"]
@@ -141,15 +142,17 @@ def _loop(
     parts = np.array_split(np.arange(len(calls)), effective_n_jobs(n_jobs))
     run = Parallel(n_jobs=n_jobs)
     chains = run(
-        delayed(_chain)(fit, [calls[i] for i in part], options) for part in parts if len(part)
+        delayed(_chain)(fit, [calls[i] for i in part], options, here())
+        for part in parts
+        if len(part)
     )
     return [answer for chain in chains for answer in chain]
 
 
 def _chain(
-    fit: Fit, calls: list[tuple[Any, ...]], options: dict[str, Any]
+    fit: Fit, calls: list[tuple[Any, ...]], options: dict[str, Any], inside: Within | None
 ) -> list[tuple[Any, FitReport]]:
-    with using(**options):  # context variables do not cross to other processes
+    with using(**options), within(inside):  # context variables do not cross to other processes
         return [_one(fit, call) for call in calls]
 
 

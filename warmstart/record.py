@@ -50,6 +50,7 @@ from warmstart.fingerprint import Fingerprint
 
 __all__ = [
     "HEAD_SIZE",
+    "UNREADABLE",
     "Entry",
     "EntryKind",
     "Head",
@@ -62,6 +63,8 @@ __all__ = [
     "unseal",
 ]
 
+UNREADABLE = (RecordError, msgspec.MsgspecError, RecursionError, UnicodeError)
+"""What opening and decoding a row can raise, whatever is in it."""
 _MAGIC = b"WSrc"
 _VERSION = 1
 _PREFIX = struct.Struct("<4sHBBdd8sIIQ")

@@ -68,6 +68,7 @@ _TRACED = 0.01
 
 _NUMBERS: dict[Any, int] = {float: 0, np.float64: 1}
 """Forms of outputs that are packed many at a time."""
+_FLOATS = frozenset(_NUMBERS)
 _pack_number = struct.Struct("<BBQd").pack
 pack_head = struct.Struct("<BBQ").pack
 _pack_size = struct.Struct("<I").pack
@@ -170,8 +171,9 @@ class Recorded:
         kind = type(value)
         if (kind is float or kind is np.float64) and x.tobytes() == raw:
             recorder.items.extend((self, raw, value))
+        elif kind is np.ndarray and self._may_wait(value) and x.tobytes() == raw:
+            value = self._put_off(raw, value)
         else:
-            # Packed at once: MINPACK, for one, overwrites the arrays that it is given.
             value = own(value)
             self._note(raw, x, value)
             if self.is_primary:
@@ -184,6 +186,26 @@ class Recorded:
             recorder.settle()
         return value
 
+    def _may_wait(self, value: NDArray[Any]) -> bool:
+        """Return whether an array can be packed and ranked later."""
+        return self._recorder.recording and self.between is None and value.dtype is _DOUBLE
+
+    def _put_off(self, raw: bytes, value: NDArray[Any]) -> NDArray[Any]:
+        """Note an array that is packed and ranked later; returns a copy of it.
+
+        And keeps another: MINPACK, for one, overwrites what it is given. Packing and ranking
+        take four times as long, and most fits are over before the record is needed.
+        """
+        recorder, value = self._recorder, value.copy("K")
+        recorder.items.extend((self, raw, value.copy("K")))
+        recorder.grown(value.nbytes + len(raw))
+        return value
+
+    def packed(self, raw: bytes, value: Any) -> bytes:
+        """Return the record of an evaluation that did nothing but return a value."""
+        form, payload = pack_value(value)
+        return pack_head(self.channel, form, xxh3_64_intdigest(raw)) + payload
+
     def _watched(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Do a call that needs more than being noted."""
         recorder = self._recorder
@@ -194,17 +216,33 @@ class Recorded:
         is_point = self.takes is not ONE or self.see(args[0])
         if self._is_plain and not seen and recorder.is_plain:
             return self(*args, **kwargs)
+        waits = False
         if recorder.replay is not None or recorder.memo is not None:
             value = recorder.answer(self, raw, args, kwargs)
+        elif self.takes is REST and recorder.is_plain:
+            value, waits = self._follow(raw, args, kwargs)
         else:
             value = self.live(raw, args, kwargs)
-        if self.is_primary and is_point:
+        if self.is_primary and is_point and not waits:
             self.rank(raw, value)
         elif self.between is not None:
             recorder.trace.constraints[self.label] = value, self.between
         if time.perf_counter() >= recorder.due:
             recorder.settle()
         return value
+
+    def _follow(self, raw: bytes, args: Any, kwargs: Any) -> tuple[Any, bool]:
+        """Evaluate a curve for real; returns its values and whether they are ranked later."""
+        try:
+            value = self.function(*args, **kwargs)
+        except Exception:
+            self._note(raw, None, NOTHING)
+            raise
+        if type(value) is np.ndarray and self._may_wait(value):
+            return self._put_off(raw, value), True
+        value = own(value)
+        self._note(raw, None, value)
+        return value, False
 
     def see(self, x: Any) -> bool:
         """Note how a point is given; returns whether it is one, and not a complex step."""
@@ -272,8 +310,17 @@ def _numbers(functions: list[Any], values: list[Any]) -> NDArray[np.float64] | N
     return np.array(values) if alike and functions.count(one) == len(functions) else None
 
 
+def _pack(function: Recorded, raw: bytes, value: Any) -> bytes:
+    form = _NUMBERS.get(type(value))
+    if form is None:
+        return function.packed(raw, value)
+    return _pack_number(function.channel, form, xxh3_64_intdigest(raw), value)
+
+
 def _bytes_of(takes: str, args: tuple[Any, ...]) -> bytes | None:
     """Return the bytes of the point, or None if the call is not one that scipy makes."""
+    if takes is REST and len(args) > 1 and _FLOATS.issuperset(map(type, args[1:])):
+        return struct.pack(f"={len(args) - 1}d", *args[1:])
     try:
         points = args[1:] if takes is REST else args[:2] if takes is TWO else args[:1]
         arrays = [np.asarray(point) for point in points]
@@ -740,7 +787,7 @@ class Recorder:
             return  # another thread is at it
         try:
             now = time.perf_counter()
-            if self.items:
+            if self.items or self.ranked:
                 self._absorb()
             if self._waiting and self._is_time(now):
                 self._write(now)
@@ -781,6 +828,10 @@ class Recorder:
         except (TypeError, ValueError):  # whatever the function returns, scipy will say
             return
         if values.ndim == 1 and len(values) == len(raws):
+            self._note_curve(values, raws)
+
+    def _note_curve(self, values: NDArray[np.float64], raws: list[bytes]) -> None:
+        with contextlib.suppress(Exception):  # a curve is worth no fit
             self.trace.add(values, raws, time.perf_counter() - self.started)
 
     def _forget_ranked(self) -> None:
@@ -798,7 +849,7 @@ class Recorder:
                 functions[place].rank(raws[place], values[place])
                 self._forget_ranked()
             self.evaluations += len(raws)
-            self.trace.add(numbers, raws, time.perf_counter() - self.started)
+            self._note_curve(numbers, raws)
             return
         for function, raw, value in zip(functions, raws, values, strict=True):
             if type(function) is bytes:
@@ -807,6 +858,8 @@ class Recorder:
                 self.evaluations += 1
                 if function.is_primary:
                     function.rank(raw, value)
+                elif function.is_gradient:
+                    self.trace.gradient = value
                 elif function.between is not None:
                     self.trace.constraints[function.label] = value, function.between
 
@@ -818,11 +871,7 @@ class Recorder:
             return pack_numbers(functions[0].channel, form, digests, numbers)
         return b"".join(
             [
-                function
-                if type(function) is bytes
-                else _pack_number(
-                    function.channel, _NUMBERS[type(value)], xxh3_64_intdigest(raw), value
-                )
+                function if type(function) is bytes else _pack(function, raw, value)
                 for function, raw, value in zip(functions, raws, values, strict=True)
             ]
         )
@@ -895,7 +944,9 @@ class Recorder:
             if self._next_sync:
                 self._attempt(self.journal.sync)
             end = time.perf_counter()
-            self._next_sync = end + max(self._options.interval, _SHARE * (end - now))
+            # Half of it, since what is written waits for the next evaluation and the disk, too; and
+            # however long the disk takes: a power cut costs no more than two seconds.
+            self._next_sync = end + self._options.interval / 2
 
     def _stop_recording(self, why: str) -> None:
         self.recording = False
@@ -971,7 +1022,7 @@ class Recorder:
         """Return the rows that tell how the fit converged; none for one of some milliseconds."""
         if time.perf_counter() - self.started < _TRACED:
             return {}
-        with self._lock:
+        with self._lock, contextlib.suppress(Exception):  # a curve is worth no fit
             self._absorb()
             found, began = self.trace.series(), time.time() + self.started - time.perf_counter()
             run = self._session.run_id
@@ -979,6 +1030,7 @@ class Recorder:
                 piece(run, name, steps, values, began + self.trace.seconds(steps))
                 for name, (steps, values) in found.items()
             )
+        return {}
 
     def finish(self, *, completed: bool, keep: bool) -> None:
         """Write what is pending, and let go of the journal.

@@ -14,6 +14,7 @@ All rows are keyed by bytes so that one prefix is one question:
 ``k`` key                      what the key means (`SpecSummary`), to explain it
 ``m`` run name NUL time        a piece of a series
 ``p`` key                      pinned: never evicted, never expires
+``q`` run                      what is still to be sent, see `warmstart.tier`
 ``r`` run (16)                 how the run went (`RunInfo`)
 ``s``                          when the store was last swept
 ``t`` day                      what hits have saved (`Saved`)
@@ -31,7 +32,7 @@ final (``f``), which takes the place of both.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
 
@@ -40,6 +41,7 @@ from warmstart.errors import RecordError, RecordVersionError
 from warmstart.fingerprint import Fingerprint
 from warmstart.record import (
     HEAD_SIZE,
+    UNREADABLE,
     Entry,
     EntryKind,
     Head,
@@ -54,12 +56,14 @@ __all__ = [
     "FINAL",
     "LATEST",
     "SWEPT",
+    "Digits",
     "Lease",
     "RunInfo",
     "Slot",
     "entry_row",
     "heads",
     "info_row",
+    "is_row",
     "pages",
     "pin_row",
     "rank",
@@ -75,6 +79,11 @@ __all__ = [
 BEST, FINAL, LATEST = b"b", b"f", b"l"
 SWEPT = b"s"
 _PAGE = 1000
+_SHAPES = {b"e": 50, b"m": 0, b"c": 0} | dict.fromkeys((b"a", b"b", b"k", b"p", b"u"), 33)
+_SHAPES |= dict.fromkeys((b"d", b"r", b"x"), 17)
+"""Bytes in the keys of rows; 0 for those that end with a name."""
+Digits = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+"""The id of a run or of an experiment."""
 _T = TypeVar("_T")
 
 
@@ -115,21 +124,21 @@ class RunInfo(msgspec.Struct, frozen=True, omit_defaults=True):
         At the result.
     """
 
-    run: str
-    key: str
+    run: Digits
+    key: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
     status: str
     started: float
     ended: float | None = None
     error: str | None = None
-    experiment: str | None = None
-    parent: str | None = None
+    experiment: Digits | None = None
+    parent: Digits | None = None
     what: str = ""
-    process: str = ""
+    process: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{16})?\Z")] = ""
     owner: str = ""
     beat: float | None = None
     source: str = ""
     level: str | None = None
-    start_run: str | None = None
+    start_run: Digits | None = None
     distance: float | None = None
     evaluations: int = 0
     saved: int = 0
@@ -218,11 +227,30 @@ def heads(items: Iterable[Item]) -> Iterator[Slot]:
 def pages(
     backend: Backend, prefix: bytes, *, limit: int = _PAGE, head: int | None = HEAD_SIZE
 ) -> Iterator[Item]:
-    """Iterate over all rows with a prefix, a page at a time: nothing stays open in between."""
+    """Iterate over all rows with a prefix, a page at a time: nothing stays open in between.
+
+    Rows whose keys were not made here are passed over.
+    """
     last = b""
     while page := backend.scan(prefix, after=last, limit=limit, head=head):
-        yield from page
+        yield from (item for item in page if is_row(item.key))
         last = page[-1].key
+
+
+def is_row(key: bytes) -> bool:
+    """Return whether a key is as long as those of its kind are, and ends with a name if they do."""
+    size = _SHAPES.get(key[:1], len(key))
+    if size:
+        return len(key) == size
+    name = key[17:]
+    if key[:1] == b"m":  # NUL and ten bytes that part the pieces
+        name, mark = name[:-11], name[-11:-10]
+        if mark != b"\0":
+            return False
+    try:
+        return bool(name.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 def read(item: Item) -> Entry:
@@ -291,5 +319,5 @@ def read_small(item: Item | None, kind: type[_T]) -> _T | None:
         return None
     try:
         return msgspec.msgpack.decode(unseal(item.value), type=kind)
-    except (RecordError, msgspec.MsgspecError):
+    except UNREADABLE:
         return None

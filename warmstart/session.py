@@ -40,6 +40,7 @@ __all__ = [
     "inside_of",
     "new_run_id",
     "process_row",
+    "run_info",
     "tell_process",
     "within",
 ]
@@ -219,7 +220,7 @@ class Session:
         self._pulse: Pulse | None = None
         self.facts: dict[str, Any] = {}
         """More of the fields of `RunInfo`, for whoever drives the optimizer to fill in."""
-        self._started = time.time()
+        self._started = store.clock()
         self._written = False
         self._final = False
         # The limiter: `checkpoint` returns at once unless the objective is below `_below`, or
@@ -268,7 +269,9 @@ class Session:
         with self._lock:
             if self._preloaded is not None:
                 return self._preloaded
-        entry = self.store.attempt(lambda: self.store.best(self.key, producer=self.producer), None)
+        entry = self.store.attempt(
+            lambda: self.store.best(self.key, producer=self.producer), None, local=True
+        )
         return None if entry is None else LoadedEntry(entry, LoadSource.EXACT, Level.EXACT, 0.0)
 
     def try_load(self) -> LoadedEntry | None:
@@ -407,6 +410,7 @@ class Session:
             lambda: self.store.write(entry, record, summary=summary, info=info, rows=rows),
             otherwise=False,
             writes=True,
+            local=True,
         )
         self._written = self._written or written
         if first and written and kind is EntryKind.CHECKPOINT:
@@ -424,20 +428,14 @@ class Session:
             pulse.stop()
 
     def _info(self, status: str, error: str | None = None) -> RunInfo:
-        now, inside = self.store.clock(), self._around
-        tell_process(self.store)
-        return RunInfo(
-            run=self.run_id,
+        return run_info(
+            self.store,
+            self.run_id,
+            status,
+            inside=self._around,
             key=str(self.key),
-            status=status,
             started=self._started,
-            ended=None if status == "running" else now,
             error=error,
-            experiment=None if inside is None else inside.experiment,
-            parent=None if inside is None else inside.run,
-            process=host.process_id(),
-            owner=host.owner(),
-            beat=now if status == "running" else None,
             source=self.start.source,
             level=self.start.level,
             start_run=self.start.run,
@@ -450,7 +448,7 @@ class Session:
             return
         self._stop_pulse()
         info = self._info(status, error and error[:500])
-        self.store.attempt(lambda: self.store.set_run_info(info), None, writes=True)
+        self.store.attempt(lambda: self.store.set_run_info(info), None, writes=True, local=True)
 
     def add_rows(self, rows: Mapping[bytes, bytes]) -> None:
         """Write rows that tell more of the run, if it has written anything."""
@@ -473,6 +471,25 @@ def _number(objective: float | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def run_info(
+    store: Store, run: str, status: str, *, inside: Within | None = None, **facts: Any
+) -> RunInfo:
+    """Return how a run of this process stands now, a part of the run `inside` which it is made."""
+    now, inside = store.clock(), inside or around(store)
+    tell_process(store)
+    return RunInfo(
+        run=run,
+        status=status,
+        ended=None if status == "running" else now,
+        experiment=None if inside is None else inside.experiment,
+        parent=None if inside is None else inside.run,
+        process=host.process_id(),
+        owner=host.owner(),
+        beat=now if status == "running" else None,
+        **{"key": "", **facts},
+    )
+
+
 def process_row(process: str) -> bytes:
     """Return the row that tells of a process."""
     return b"h" + bytes.fromhex(process)
@@ -487,6 +504,8 @@ def tell_process(store: Store) -> threading.Thread | None:
     def tell() -> None:
         with contextlib.suppress(Exception):  # nothing to fail for
             told = host.describe() | {"told": store.clock()}
+            if store.told is None:
+                return  # closed meanwhile: writing would open it again
             store.backend.apply(Batch({process_row(process): small(told)}))
 
     thread = threading.Thread(target=tell, name="warmstart-host", daemon=True)

@@ -244,11 +244,13 @@ class Surface:
                 return None  # a hit would not leave the generator as the computation does
         elif not callable(bound.get(self.function)):
             return None
-        defaults = self.defaults
+        default_of = self.defaults.get
         return {
             name: value
             for name, value in bound.items()
-            if name not in defaults or not _same(value, defaults[name]) or name == "rng"
+            if type(value) is not type(default := default_of(name, _NO_DEFAULT))
+            or not _same(value, default)
+            or name == "rng"
         }
 
     def substitute(
@@ -422,7 +424,9 @@ class Surface:
             return None
         if self.kind == "curve":
             data, sigma = bound.get("ydata"), bound.get("sigma")
-            weight = 1.0 if sigma is None or np.ndim(sigma) != 1 else np.asarray(sigma)
+            if sigma is None or np.ndim(sigma) != 1:
+                return lambda value: _half_squares(np.asarray(value) - data)
+            weight = np.asarray(sigma)
             return lambda value: _half_squares((np.asarray(value) - data) / weight)
         if self.kind in {"residuals", "equations"}:
             if bound.get("jac") is True or bound.get("fprime") is True:
@@ -471,6 +475,9 @@ def _size(value: Any) -> int:
     if isinstance(value, (list, tuple)):
         return sum(map(_size, value))
     return int(np.size(value.A if isinstance(value, LinearConstraint) else value))
+
+
+_NO_DEFAULT: Any = object()
 
 
 def _same(value: Any, default: Any) -> bool:

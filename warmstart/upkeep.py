@@ -23,6 +23,7 @@ from warmstart.rows import (
     Slot,
     heads,
     info_row,
+    is_row,
     pages,
     pin_row,
     read,
@@ -39,11 +40,15 @@ _ORPHAN_AGE = 86_400.0
 """Seconds for which the row of a run without entries is kept: it may still write one."""
 _BATCH = 2000
 _SHARE = 0.1
-"""Part of the budget that the history of fits keeps, whatever room their entries need."""
+"""Part of the budget that the history of runs keeps, whatever room entries need.
+
+It is in the order of time, so that pages become free where it ends, while what is deleted here and
+there among entries leaves pages half empty: so it goes first.
+"""
 _TOLD = 600
 """Bytes, about, of the rows that tell of a key and of a run."""
-_LEFT = (b"m", b"i", b"c")
-"""Rows that runs leave besides entries: series, states, artifacts."""
+_LEFT = {b"m": 1, b"i": 1, b"c": None}
+"""Rows that runs leave besides entries (series, states, artifacts), and the bytes to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,8 @@ class StoreStats:
         Counts of what was tracked; `series` are the pieces in which they are kept.
     journals, journal_bytes : int
         Recorded runs that can be gone on with, and what their files occupy.
+    waiting : int
+        Runs that are in the folder in front of a server, and not there yet.
     counters : dict of str to int
         Events in this process: hits, misses, written, refused, damaged, evicted, expired.
     """
@@ -82,6 +89,7 @@ class StoreStats:
     states: int
     journals: int
     journal_bytes: int
+    waiting: int
     counters: dict[str, int]
 
 
@@ -173,96 +181,83 @@ def sweep(
                 live.append(slot)
     _delete(backend, doomed, gone)
     if backend.size() > budget:
-        backend.flush()
-        _forget_fits(backend, budget)
-    if backend.size() > budget:
         live.sort(key=lambda s: (s.key in stamps, stamps.get(s.key, 0.0), s.item.sequence))
         victims = [slot.item for slot in live]
+        _shorten_runs(backend, budget, spared=int(_SHARE * budget))
         while victims and backend.size() > int(_FILL * budget):
             victims = _make_room(backend, victims, budget, gone)
             _delete_orphans(backend, now, ttl)
-            _forget_fits(backend, budget)
+            _shorten_runs(backend, budget, spared=int(_SHARE * budget))
     _delete_orphans(backend, now, ttl)
-    if backend.size() > budget:  # what runs have left besides entries, the oldest first
-        _shorten_runs(backend, budget)
+    if backend.size() > budget:
+        _shorten_runs(backend, budget, spared=0)
     return gone
 
 
-def _forget_fits(backend: Backend, budget: int) -> None:
-    """Forget how the oldest fits went, until there is room, or no more is left than their share.
+def _shorten_runs(backend: Backend, budget: int, *, spared: int) -> None:
+    """Delete what runs have left besides entries, the oldest first, until there is room.
 
-    Every fit leaves a row or two, and its entry may be gone long since: in time these would
-    take all of the budget, and no entry be kept. They are in the order of time, so that pages
-    become free, while what is deleted here and there among entries leaves pages half empty.
-    Runs that people made, or said something of, are theirs.
+    The newest of it, of so many bytes as are spared, stays.
     """
-    kept = {item.key[33:49] for item in pages(backend, b"e", head=1)}
-    kept |= {item.key[1:17] for item in pages(backend, b"d", head=1)}
-    left: dict[bytes, list[Item]] = {}
-    for item in pages(backend, info_row(""), head=None):
-        info = read_small(item, RunInfo)
-        if info is not None and info.key and info.status != "running" and item.key[1:] not in kept:
-            left[item.key[1:]] = [item]
-    for letter in _LEFT:
-        for item in pages(backend, letter, head=1):
-            if item.key[1:17] in left:
-                left[item.key[1:17]].append(item)
-    cost = sum(_cost(item.size) for items in left.values() for item in items)
-    excess = min(cost - _SHARE * budget, backend.size() - _FILL * budget)
-    doomed: list[Item] = []
-    for run in sorted(left):  # by age
-        if excess <= 0:
-            break
-        excess -= sum(_cost(item.size) for item in left[run])
-        doomed += left[run]
-    _delete_left(backend, doomed)
-    backend.flush()  # only what has reached the durable part shows in its size
+    backend.flush()
+    if backend.size() <= int(_FILL * budget):
+        return
+    victims = _left_by_runs(backend)
+    newest = np.cumsum([_occupied(item) for item in victims])
+    del victims[: int(np.searchsorted(newest, spared, side="right"))]
+    while victims and (excess := backend.size() - int(_FILL * budget)) > 0:
+        doomed = []
+        while victims and excess > 0:
+            doomed.append(victims.pop())
+            excess -= _occupied(doomed[-1])
+        _delete_left(backend, doomed)
+        backend.flush()  # only what has reached the durable part shows in its size
 
 
 def _delete_left(backend: Backend, items: list[Item]) -> None:
     """Delete what runs have left."""
-    plain = [item for item in items if item.key[:1] != b"c"]
     for item in items:
         if item.key[:1] == b"c":
             artifacts.delete(backend, item.key[1:17].hex(), item.key[17:].decode())
-    for start in range(0, len(plain), _BATCH):
-        part = plain[start : start + _BATCH]
-        conditions: dict[bytes, int | None] = {item.key: item.sequence for item in part}
-        if backend.apply(Batch(deletes=[*conditions], conditions=conditions)) is None:
-            for item in part:
-                _delete_if_unmoved(backend, item)
+    plain = [(item, "left") for item in items if item.key[:1] != b"c"]
+    _delete(backend, plain, Counter())
 
 
-def _shorten_runs(backend: Backend, budget: int) -> None:
-    """Delete what runs have left besides entries, the oldest first, until there is room."""
-    victims = _left_by_runs(backend)
-    backend.flush()
-    while victims and (excess := backend.size() - int(_FILL * budget)) > 0:
-        while victims and excess > 0:
-            item = victims.pop()
-            excess -= _cost(item.size)
-            if item.key[:1] == b"c":
-                run, name = item.key[1:17].hex(), item.key[17:].decode()
-                excess -= _cost(artifacts.delete(backend, run, name))
-            else:
-                _delete_if_unmoved(backend, item)
-        backend.flush()  # only what has reached the durable part shows in its size
+def _occupied(item: Item) -> int:
+    """Return the bytes that go with a row."""
+    made = read_small(item, artifacts.Artifact) if item.key[:1] == b"c" else None
+    return _cost(item.size) + (0 if made is None else _cost(made.size))
 
 
 def _left_by_runs(backend: Backend) -> list[Item]:
-    """Return the series, states and artifacts of all runs that are not running, oldest last."""
-    running = set()
+    """Return all that runs which are not running have left besides entries, what goes first last.
+
+    The runs of fits go before those that people made or said something of, the oldest first; what
+    tells of a run goes after all else that it has left, and not while it has an entry.
+    """
+    kept = {item.key[33:49] for item in pages(backend, b"e", head=1)}
+    told = list(pages(backend, b"d", head=1))
+    running, ended, fits = set(), [], set()
     for item in pages(backend, info_row(""), head=None):
         info = read_small(item, RunInfo)
         if info is not None and info.status == "running":
             running.add(item.key[1:])
-    found = [
-        item
-        for letter in _LEFT
-        for item in pages(backend, letter, head=1)
-        if item.key[1:17] not in running
+        else:
+            ended.append(item)
+            if info is not None and info.key:
+                fits.add(item.key[1:])
+    fits -= {item.key[1:17] for item in told}
+    found = [item for letter, head in _LEFT.items() for item in pages(backend, letter, head=head)]
+    found += [item for item in (*told, *ended) if item.key[1:] not in kept]
+    aged = [
+        (run not in fits, _started(run), run, "rd".find(chr(item.key[0])), item)
+        for item in found
+        if (run := item.key[1:17]) not in running
     ]
-    return sorted(found, key=lambda item: item.key[1:17], reverse=True)
+    journals = pages(backend, b"j", head=8)
+    aged += [(False, written_at(item.value), b"", -1, item) for item in journals]
+    aged.sort(key=lambda one: (one[0], one[1], one[2], -one[3]), reverse=True)
+    return [item for *_, item in aged]
 
 
 def _make_room(
@@ -362,19 +357,28 @@ def _started(run: bytes) -> float:
 def verify(backend: Backend, *, repair: bool = False) -> VerifyReport:
     """Decode every record, check every other row, and the engine's files."""
     report = VerifyReport(structure=backend.verify())
-    for item in pages(backend, b"", limit=16, head=None):
-        report.records += 1
-        try:
-            if item.key[:1] == b"e":
-                read(item)
-            else:
-                unseal(item.value)
-        except RecordVersionError:
-            report.newer += 1
-        except RecordError as error:
-            report.damaged.append(f"{_name(item.key)}: {error}")
-            report.repaired += repair and _delete_if_unmoved(backend, item)
+    last = b""
+    while page := backend.scan(b"", after=last, limit=16):
+        last = page[-1].key
+        for item in page:
+            report.records += 1
+            try:
+                _check(item)
+            except RecordVersionError:
+                report.newer += 1
+            except RecordError as error:
+                report.damaged.append(f"{_name(item.key)}: {error}")
+                report.repaired += repair and _delete_if_unmoved(backend, item)
     return report
+
+
+def _check(item: Item) -> None:
+    if not is_row(item.key):
+        raise RecordError("stands in a row that no record has")
+    if item.key[:1] == b"e":
+        read(item)
+    else:
+        unseal(item.value)
 
 
 def _name(row: bytes) -> str:
@@ -403,6 +407,7 @@ def stats(
     budget: int,
     journals: int,
     journal_bytes: int,
+    waiting: int,
     counters: dict[str, int],
 ) -> StoreStats:
     """Count what is there; the numbers of journals are their owner's."""
@@ -424,5 +429,6 @@ def stats(
         **{name: _number(backend, letter) for name, letter in _TRACKED.items()},
         journals=journals,
         journal_bytes=journal_bytes,
+        waiting=waiting,
         counters=counters,
     )

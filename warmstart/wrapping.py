@@ -20,6 +20,7 @@ from warmstart import learned
 from warmstart.approach import Approach, check_near
 from warmstart.carrying import Carrier
 from warmstart.codec import RichResult
+from warmstart.dataset import plain
 from warmstart.errors import (
     BusyError,
     CodecError,
@@ -31,12 +32,13 @@ from warmstart.errors import (
 from warmstart.fingerprint import FitSpec, Level, code_fingerprint, environment
 from warmstart.flight import flight
 from warmstart.journal import NONE, Found, Header, Journal, dumps, loads
+from warmstart.progress import Progress
 from warmstart.randomness import Dice, restore, states
 from warmstart.recent import Recent, signature
 from warmstart.record import Entry, EntryKind, Start
 from warmstart.recording import Changed, Recorder, Stopped, current
 from warmstart.rewarn import overhear, rewarn
-from warmstart.session import LoadedEntry, LoadSource, Session
+from warmstart.session import LoadedEntry, LoadSource, Session, new_run_id, run_info
 from warmstart.starts import plan_of
 from warmstart.store import Store
 from warmstart.surfaces import Surface
@@ -145,7 +147,7 @@ def _fit(call: _Call) -> Any:
                 _recent.add(signed, key)
         entry = None
         if not options.refit:
-            entry = store.attempt(lambda: store.best(key, producer=producer), None)
+            entry = store.attempt(lambda: store.best(key, producer=producer), None, local=True)
             # A fit on which many are to be built is done once more, for what it leaves them.
             if entry is None and options.near and not options.expect and spec is not None:
                 cold = spec.key_without("near")
@@ -159,10 +161,24 @@ def _fit(call: _Call) -> Any:
     except FingerprintError as error:
         warnings.warn(f"this fit is not remembered: {error}", WarmstartWarning, stacklevel=3)
         return _unkeyed(call, str(error))
+    call = _plain(call)
     session = Session(store, spec, producer=producer, interval=options.interval)
     if options.busy == "run" or options.refit:
         return _Run(call, session, spec, entry).go()
     return _run_alone(call, session, spec, entry)
+
+
+def _plain(call: _Call) -> _Call:
+    """Return the call with arrays where it was given data sets."""
+    changes = {
+        name: made
+        for name in call.surface.data
+        if (made := plain(given := call.bound.get(name))) is not given
+    }
+    if not changes:
+        return call
+    args, kwargs = call.surface.substitute(call.args, call.kwargs, changes)
+    return call._replace(args=tuple(args), kwargs=kwargs, bound={**call.bound, **changes})
 
 
 def _run_alone(call: _Call, session: Session, spec: FitSpec, entry: Entry | None) -> Any:
@@ -170,16 +186,26 @@ def _run_alone(call: _Call, session: Session, spec: FitSpec, entry: Entry | None
     store, options = session.store, call.options
 
     def best() -> Entry | None:
-        return store.attempt(lambda: store.best(session.key, producer=session.producer), None)
+        return store.attempt(
+            lambda: store.best(session.key, producer=session.producer), None, local=True
+        )
+
+    shown = Progress(options.progress)
 
     def done() -> bool:
         found = best()
+        if found is not None and options.progress:
+            payload = found.payload if isinstance(found.payload, dict) else {}
+            shown.follow(payload.get("evaluations", 0), found.objective)
         return found is not None and _is_answer(call, found)
 
     wait = options.busy == "wait"
     with contextlib.ExitStack() as stack:
         turn = flight(store, session.key, session.run_id, wait=wait, done=done)
-        alone = store.attempt(lambda: stack.enter_context(turn), True, writes=True)
+        try:
+            alone = store.attempt(lambda: stack.enter_context(turn), True, writes=True)
+        finally:
+            shown.close()
         found = best()
         if found is not None and _is_answer(call, found):
             return _answer(call, store, found)
@@ -227,25 +253,46 @@ def _identify(call: _Call) -> tuple[FitSpec, str]:
 def _signature(call: _Call) -> tuple[Any, ...] | None:
     """Return what the call was given, where that alone makes its key."""
     options = call.options
-    named = options.model is not None or options.data is not None or options.hyper is not None
-    return (
-        None
-        if named or options.near or call.surface.random
-        else signature(call.surface.name, call.bound)
-    )
+    named = options.model is not None or options.data is not None
+    if named or options.near or call.surface.random:
+        return None
+    bound = call.bound
+    if options.hyper is not None:
+        bound = {**bound, "Warm.hyper": options.hyper}
+    return signature(call.surface.name, bound)
 
 
 _recent = Recent()
 
 
 def _unkeyed(call: _Call, why: str) -> Any:
-    """Let scipy do a fit that has no key."""
-    token = current.set(_OFF)
+    """Let scipy do a fit that has no key; that it was done is remembered."""
+    store, run, began = store_of(call.options), new_run_id(), time.perf_counter()
+    token, status, error, result = current.set(_OFF), "failed", None, None
     try:
         result = call.surface.scipy(*call.args, **call.kwargs)
+        status = "completed"
+    except BaseException as raised:
+        status = "failed" if isinstance(raised, Exception) else "cancelled"
+        error = f"{type(raised).__name__}: {raised}"[:500]
+        raise
     finally:
         current.reset(token)
-    return _with_report(result, FitReport(source="off", why=why))
+        seconds = time.perf_counter() - began
+        if not call.surface.quick or seconds >= _QUICK:
+            info = run_info(
+                store,
+                run,
+                status,
+                error=error,
+                started=store.clock() - seconds,
+                what=_what(call),
+                evaluations=_count(result) or 0,
+                seconds=seconds,
+                objective=_objective_of(result),
+            )
+            store.attempt(lambda: store.set_run_info(info), None, writes=True, local=True)
+    return _with_report(result, FitReport(source="off", run=run, why=why))
 
 
 _OFF: Any = types.SimpleNamespace(replay=None, fresh=False)
@@ -462,7 +509,7 @@ class _Run:
         token, result, heard = current.set(recorder), None, None
         partial: str | None = None
         anew: _Anew | None = None
-        session.facts["what"] = self._what()
+        session.facts["what"] = _what(call)
         if call.options.progress:
             backend, groups = store.backend, self._groups()
             recorder.expect(store.attempt(lambda: learned.predict(backend, groups), None))
@@ -578,7 +625,8 @@ class _Run:
                 kept, why = False, f"the result could not be kept: {error}"
         if not kept:
             why = why or "the result could not be kept"
-        if call.options.required and (missing := self._why_not()) is not None:
+        missing = self._near.given_up if self._near is not None else None
+        if call.options.required and missing is not None:
             raise NearError(
                 f"{missing}; Warm(required=True) asks for a near start. The result is remembered: "
                 "the same call returns it"
@@ -590,15 +638,6 @@ class _Run:
         method = self._call.bound.get("method", "")
         method = method if isinstance(method, str) else ""
         return learned.path(self._call.surface.name, method, self._spec.part("model").digest)
-
-    def _what(self) -> str:
-        """Return what is called, and by which method, for people."""
-        bound, surface = self._call.bound, self._call.surface
-        function = bound.get(surface.function or "")
-        name = getattr(function, "__name__", type(function).__name__) if function else ""
-        method = bound.get("method", "")
-        words = (surface.name, method if isinstance(method, str) else "", name.strip("<>"))
-        return " ".join(filter(None, words))
 
     def _partial(self, recorder: Recorder, message: str) -> Any:
         """Return the best point of a fit that was ended, in the shape of its function."""
@@ -629,12 +668,9 @@ class _Run:
             replay_seconds=recorder.replay_seconds if recorder.answered else 0.0,
             probes=recorder.probes,
             near=near.report() if near is not None else None,
-            why="; ".join(filter(None, (beginning.why, self._why_not(), why))) or None,
+            why="; ".join(filter(None, (beginning.why, near.why if near else None, why))) or None,
             dropped=session.dropped,
         )  # fmt: skip
-
-    def _why_not(self) -> str | None:
-        return self._near.why if self._near is not None else None
 
 
 class _Anew(Exception):  # noqa: N818 (not an error: the fit begins anew)
@@ -646,6 +682,16 @@ class _Anew(Exception):  # noqa: N818 (not an error: the fit begins anew)
 
 
 _PARTS = ("model", "data", "hyper", "settings")
+
+
+def _what(call: _Call) -> str:
+    """Return what is called, and by which method, for people."""
+    bound, surface = call.bound, call.surface
+    function = bound.get(surface.function or "")
+    name = getattr(function, "__name__", type(function).__name__) if function else ""
+    method = bound.get("method", "")
+    words = (surface.name, method if isinstance(method, str) else "", name.strip("<>"))
+    return " ".join(filter(None, words))
 
 
 def _x_of(payload: dict[str, Any]) -> Any:
@@ -668,11 +714,18 @@ def _note_quick(call: _Call) -> None:
 
 def _objective(result: Any, recorder: Recorder) -> float | None:
     """Return the objective at the result, in the same unit as that of the checkpoints."""
+    value = _objective_of(result)
+    if value is not None:
+        return value
+    return recorder.best if np.isfinite(recorder.best) else None
+
+
+def _objective_of(result: Any) -> float | None:
     if isinstance(result, OptimizeResult):
         value = result.get("cost", result.get("fun"))
         if value is not None and np.size(value) == 1:
             return float(np.real(np.ravel(value)[0]))
-    return recorder.best if np.isfinite(recorder.best) else None
+    return None
 
 
 def _count(result: Any) -> int | None:

@@ -7,6 +7,7 @@ The store's logic is written once above this protocol; whatever passes
 from __future__ import annotations
 
 import enum
+import errno
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -14,7 +15,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from warmstart.errors import ArgumentError
 
-__all__ = ["MAX_KEY", "Backend", "Batch", "Durability", "Item", "check"]
+__all__ = ["FULL", "MAX_KEY", "Backend", "Batch", "Durability", "Item", "check"]
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system calls a disk that is full, or may not be used further."""
 
 MAX_KEY = 480
 """Longest key in bytes: LMDB 0.9 allows 511, the rest is left to backends for prefixes."""
@@ -137,6 +141,10 @@ class Backend(Protocol):
 
     def verify(self) -> list[str]:
         """Return what is structurally wrong with the engine's own files; empty when sound."""
+        ...
+
+    def now(self) -> float:
+        """Return UTC seconds since the epoch, by one clock for all who use the map."""
         ...
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ that are deleted), the values, and a BLAKE3 digest of all of it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import struct
@@ -34,7 +35,8 @@ from urllib.parse import urlsplit
 import msgspec
 from blake3 import blake3
 
-from warmstart.backends import Batch, Durability, Item, check
+from warmstart.backends import FULL, Batch, Durability, Item, check
+from warmstart.backends.place import make_folder, read_file, sync_folder
 from warmstart.errors import ArgumentError, StoreError, StoreFullError
 from warmstart.locks import free_in_children
 from warmstart.pulse import Pulse
@@ -52,8 +54,6 @@ _OVERHEAD = 64
 _DIGEST = 16
 _LEASE = 60.0
 """Seconds after which a lock that nobody renews is free."""
-_FULL = {28, 122}
-"""ENOSPC and EDQUOT."""
 
 
 class _Held(NamedTuple):
@@ -95,12 +95,16 @@ class DirectoryBackend:
         self.path = Path(path)
         self._read_only = read_only
         self._gate = threading.RLock()
-        free_in_children(self, "_gate", threading.RLock)
         self._pairs: dict[bytes, _Held] = {}
         self._keys: list[bytes] = []
         self._sequence = 0
         self._size = 0
         self._damaged: dict[str, None] = {}
+        # A child reads everything anew: a thread of the parent may have been at it.
+        free_in_children(self, "_gate", threading.RLock)
+        for name, make in (("_pairs", dict), ("_keys", list), ("_sequence", int), ("_size", int)):
+            free_in_children(self, name, make)
+        free_in_children(self, "_damaged", dict)
         self._ready = False
 
     @property
@@ -117,17 +121,20 @@ class DirectoryBackend:
             format_file = self.path / "FORMAT"
             if not self._read_only:
                 for name in ("log", "snap", "tmp", "locks"):
-                    (self.path / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+                    make_folder(self.path / name)
                 if not format_file.exists():
                     scratch = self._scratch(_FORMAT.encode())
                     with contextlib.suppress(FileExistsError):
                         os.link(scratch, format_file)
                     scratch.unlink()
-            text = format_file.read_text("ascii")
+                    sync_folder(self.path)
+            text = read_file(format_file).decode("ascii")
         except FileNotFoundError as error:
             raise StoreError(f"there is no store at {self.address}") from error
         except (OSError, UnicodeDecodeError) as error:
-            raise StoreError(f"{self.address} cannot be used as a store: {error}") from error
+            full = isinstance(error, OSError) and error.errno in FULL
+            kind = StoreFullError if full else StoreError
+            raise kind(f"{self.address} cannot be used as a store: {error}") from error
         if text != _FORMAT:
             raise StoreError(f"{self.address} is not a store of this version: FORMAT is {text!r}")
         self._ready = True
@@ -141,6 +148,9 @@ class DirectoryBackend:
             while view:
                 view = view[os.write(descriptor, view) :]
             os.fsync(descriptor)
+        except BaseException:
+            scratch.unlink()  # on a disk that is full it would only be in the way
+            raise
         finally:
             os.close(descriptor)
         return scratch
@@ -158,7 +168,7 @@ class DirectoryBackend:
         except OSError as error:
             if isinstance(error, StoreError):
                 raise
-            kind = StoreFullError if error.errno in _FULL else StoreError
+            kind = StoreFullError if error.errno in FULL else StoreError
             raise kind(f"{self.address} cannot be used: {error}") from error
 
     # Reading what there is
@@ -179,7 +189,7 @@ class DirectoryBackend:
                 self._sequence += 1
 
     def _replay(self, path: Path, sequence: int) -> None:
-        puts, deletes = _decode(path.read_bytes())
+        puts, deletes = _decode(_read(path))
         for key in deletes:
             self._remove(key)
         for key, offset, size, number, value in puts:
@@ -192,7 +202,7 @@ class DirectoryBackend:
             names = sorted((self.path / "snap").iterdir(), reverse=True)
             for path in names:
                 try:
-                    puts, _ = _decode(path.read_bytes())
+                    puts, _ = _decode(_read(path))
                 except FileNotFoundError:
                     break  # a newer one has come: look again
                 except _Damaged:
@@ -208,7 +218,17 @@ class DirectoryBackend:
                 return
             else:
                 break
-        raise StoreError(f"{self.address} has lost its snapshots: its batches are gone")
+        self._begin_without()
+
+    def _begin_without(self) -> None:
+        """Begin from the oldest batches that are left, where no snapshot can be read."""
+        groups = sorted(path.name for path in (self.path / "log").iterdir())
+        left = [name for name in groups if not (self.path / "log" / name / "sealed").exists()]
+        first = int(left[0], 16) * _GROUP if left else 0
+        if first <= self._sequence:
+            raise StoreError(f"{self.address} has lost its snapshots: its batches are gone")
+        self._pairs, self._keys, self._size = {}, [], 0
+        self._sequence = first - 1
 
     def _put(self, key: bytes, held: _Held) -> None:
         self._remove(key)
@@ -285,7 +305,8 @@ class DirectoryBackend:
             finally:
                 scratch.unlink(missing_ok=True)
             if sequence is not None and sequence % _GROUP == 0:
-                self._compact()
+                with contextlib.suppress(OSError):  # the batch is there; the next group tries again
+                    self._compact()
             return sequence
 
     def _claim(self, scratch: Path, batch: Batch) -> int | None:
@@ -297,7 +318,10 @@ class DirectoryBackend:
                     return None
             number = self._sequence + 1
             path = self._log(number)
-            path.parent.mkdir(mode=0o700, exist_ok=True)
+            if make_folder(path.parent):
+                # What stands before a batch must not be lost while the batch is not.
+                with contextlib.suppress(FileNotFoundError):
+                    sync_folder(self._log(number - 1).parent)
             try:
                 os.link(scratch, path)
             except FileExistsError:
@@ -305,7 +329,7 @@ class DirectoryBackend:
             if self._is_sealed(number):  # we were a thousand batches behind
                 path.unlink()
                 continue
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
             self._replay(path, number)
             return number
 
@@ -323,13 +347,13 @@ class DirectoryBackend:
             with contextlib.suppress(FileExistsError):
                 os.link(scratch, self.path / "snap" / f"{self._sequence:016x}")
             scratch.unlink()
-            _sync_folder(self.path / "snap")
+            sync_folder(self.path / "snap")
             newest = self._sequence // _GROUP - _KEPT
             for group in sorted((self.path / "log").iterdir()):
                 if int(group.name, 16) > newest or (group / "sealed").exists():
                     continue
                 (group / "sealed").touch(mode=0o600)
-                _sync_folder(group)
+                sync_folder(group)
                 for path in group.iterdir():
                     if path.name != "sealed":
                         path.unlink(missing_ok=True)
@@ -401,6 +425,18 @@ class DirectoryBackend:
             self._refresh()
             return self._size
 
+    def now(self) -> float:
+        """Return the time of the file system, which stamps a file that is written."""
+        if self._read_only:
+            return time.time()
+        with self._gate, self._trouble():
+            self._prepare()
+            scratch = self._scratch(b"\n")
+            try:
+                return scratch.stat().st_mtime
+            finally:
+                scratch.unlink()
+
     def verify(self) -> list[str]:
         """Return the files that are damaged."""
         with self._gate, self._trouble():
@@ -410,7 +446,7 @@ class DirectoryBackend:
                 for path in (self.path / folder).rglob("*"):
                     if path.is_file() and path.name != "sealed":
                         try:
-                            _decode(path.read_bytes())
+                            _decode(_read(path))
                         except _Damaged:
                             found[os.fspath(path)] = None
                         except FileNotFoundError:
@@ -428,12 +464,18 @@ def _small(value: bytes) -> bytes | None:
     return value if len(value) <= _INLINE else None
 
 
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def _read(path: Path) -> bytes:
+    """Return what is in a file; what is none, or cannot be read any more, is damaged."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return read_file(path)
+    except FileNotFoundError:
+        if os.path.islink(path):  # noqa: PTH114 (quick)
+            raise _Damaged from None
+        raise
+    except OSError as error:
+        if error.errno in {errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EIO}:
+            raise _Damaged from error
+        raise
 
 
 def _encode(pairs: dict[bytes, tuple[bytes, int]], deletes: object) -> bytes:

@@ -15,11 +15,12 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import lmdb
 
 from warmstart.backends import Item
+from warmstart.backends.place import sync_folder
 
 __all__ = [
     "FRAME",
@@ -41,6 +42,7 @@ __all__ = [
     "settle",
     "settle_base",
     "walk",
+    "walk_through",
 ]
 
 _T = TypeVar("_T")
@@ -48,6 +50,9 @@ FRAME = struct.Struct("<QI")
 HEADER = FRAME.size
 BASE = b"\0base"
 MARK = b"\0mark"
+DONE = b"\0done"
+_READERS = 1024
+_LOCK_SIZE = 128 + 64 * _READERS
 GROUP = 32 << 20
 """Bytes that are promoted in one transaction, about."""
 
@@ -60,30 +65,34 @@ class Gate:
     """Lets transactions in together, and growth of the map in alone.
 
     ``set_mapsize`` invalidates all live transactions of the process; so does closing.
+
+    Every call of the engine passes twice: it takes the bare lock (0.25 us for both), not the
+    condition over it, and wakes somebody only if somebody waits (1.1 us; 2026-11).
     """
 
-    __slots__ = ("_alone", "_changed", "_inside")
+    __slots__ = ("_alone", "_changed", "_inside", "_lock")
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._inside = 0
         self._alone = False
 
     def __enter__(self) -> None:
-        with self._changed:
+        with self._lock:
             while self._alone:
                 self._changed.wait()
             self._inside += 1
 
     def __exit__(self, *exception: object) -> None:
-        with self._changed:
+        with self._lock:
             self._inside -= 1
-            if not self._inside:
+            if self._alone and not self._inside:
                 self._changed.notify_all()
 
     def close(self) -> None:
         """Wait until nobody is inside, and keep everybody out."""
-        with self._changed:
+        with self._lock:
             while self._alone:
                 self._changed.wait()
             self._alone = True
@@ -92,7 +101,7 @@ class Gate:
 
     def open(self) -> None:
         """Let everybody in again."""
-        with self._changed:
+        with self._lock:
             self._alone = False
             self._changed.notify_all()
 
@@ -140,8 +149,13 @@ class Half:
         self.gate = Gate()
         self._folder = folder
         data = folder / "data.mdb"
-        size = max(map_size, 2 * data.stat().st_size if data.exists() else 0)
+        new = not data.exists()
+        if not new and not data.is_file():
+            raise lmdb.InvalidError(f"{data.name} is not a file")
+        size = max(map_size, 0 if new else 2 * data.stat().st_size)
         locks = not read_only or os.access(folder, os.W_OK)
+        if locks:
+            _allot(folder / "lock.mdb")
         self.env = _opened(
             folder,
             size,
@@ -151,10 +165,12 @@ class Half:
             create=not read_only,
             lock=locks,
             mode=0o600,
-            max_readers=1024,
+            max_readers=_READERS,
             readahead=False,
             max_spare_txns=0,  # a child that closes would free the slots of spare readers
         )
+        if new and sync:
+            sync_folder(folder)  # what is written to a file without a name is lost in a power cut
         self.turn = None if read_only else Turn(folder / "turn.lock")
         if locks:
             self.env.reader_check()
@@ -223,6 +239,12 @@ class Half:
         pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         return int(pages * stat["psize"])
 
+    def spare(self) -> int:
+        """Return the bytes of the pages that are free inside the file, about."""
+        with self.gate:
+            info, stat = self.env.info(), self.env.stat()
+        return int((info["last_pgno"] + 1) * stat["psize"]) - self.size()
+
     def problems(self) -> list[str]:
         """Return what is structurally wrong with the data file, which others may be writing to.
 
@@ -242,6 +264,17 @@ class Half:
     def _last(self) -> int:
         with self.gate:
             return int(self.env.info()["last_txnid"])
+
+
+def _allot(path: Path) -> None:
+    """Give LMDB's lock file its blocks: it is written to through a map, which is fatal without."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        status = os.fstat(descriptor)
+        if min(status.st_size, 512 * status.st_blocks) < _LOCK_SIZE:
+            os.posix_fallocate(descriptor, 0, _LOCK_SIZE)
+    finally:
+        os.close(descriptor)
 
 
 def _opened(folder: Path, map_size: int, **options: Any) -> lmdb.Environment:
@@ -284,7 +317,8 @@ def read_mark(txn: lmdb.Transaction) -> int:
 def settle_base(txn: lmdb.Transaction, mark: int) -> int:
     """Return what hot's transaction numbers are counted from, so that they go on increasing."""
     found = txn.get(BASE)
-    if found is None:
+    if found is None or int.from_bytes(found, "little") + txn.id() <= mark:
+        # It is new, or a power cut has set it back.
         found = mark.to_bytes(8, "little")
         txn.put(BASE, found)
     return int.from_bytes(found, "little")
@@ -321,41 +355,72 @@ def walk(
     found = cursor.set_range(start)
     while found and len(rows) != limit:
         key = bytes(cursor.key())
+        if key < start:
+            raise lmdb.CorruptedError("keys out of order")  # whoever pages would go in a circle
         if not key.startswith(prefix):
             break
+        start = key
         frame = cursor.value()
         rows.append((key, bytes(frame[:stop]), len(frame)))
         found = cursor.next()
     return rows
 
 
-def group_after(txn: lmdb.Transaction, last: bytes) -> list[tuple[bytes, bytes]]:
+class Group(NamedTuple):
+    """A transaction's worth of frames."""
+
+    rows: list[tuple[bytes, bytes]]
+    whole: bool
+    """Whether there are no more behind them."""
+    number: int
+    """Of the last transaction before they were read."""
+
+
+def group_after(txn: lmdb.Transaction, last: bytes) -> Group:
     """Return the frames after `last`, up to a transaction's worth."""
     group: list[tuple[bytes, bytes]] = []
     size = 0
     cursor = txn.cursor()
     found = cursor.set_range(last + b"\0" if last else b"\1")
     while found and size < GROUP:
-        group.append((bytes(cursor.key()), bytes(cursor.value())))
+        key = bytes(cursor.key())
+        if key <= last:
+            raise lmdb.CorruptedError("keys out of order")
+        last = key
+        group.append((key, bytes(cursor.value())))
         size += len(group[-1][1]) + 64
         found = cursor.next()
-    return group
+    return Group(group, not found, txn.id())
 
 
-def settle(txn: lmdb.Transaction, group: list[tuple[bytes, bytes]]) -> None:
-    """Put a group into durable; what is damaged, or older than what is there, stays out."""
-    mark = read_mark(txn)
+def settle(txn: lmdb.Transaction, group: list[tuple[bytes, bytes]], done: int | None) -> None:
+    """Put a group into durable; what is damaged, or was there before, stays out.
+
+    Parameters
+    ----------
+    txn : lmdb.Transaction
+        Of durable.
+    group : list of (bytes, bytes)
+        Keys and frames.
+    done : int or None
+        The number up to which all is there with this group. What hot has of those numbers later
+        was brought back by a power cut: older than what is here, or deleted since.
+    """
+    mark, floor = read_mark(txn), int.from_bytes(txn.get(DONE, b"\0"), "little")
     for key, frame in group:
         if not is_whole(key, frame):
             continue
         sequence = FRAME.unpack_from(frame)[0]
-        if sequence < (sequence_of(txn, key) or 0):
-            continue  # a hot file that a power cut has set back
+        if sequence <= floor or sequence < (sequence_of(txn, key) or 0):
+            continue
         if len(frame) == HEADER:
             txn.delete(key)
         else:
             txn.put(key, frame)
         mark = max(mark, sequence)
+    if done is not None:
+        mark = max(mark, done)
+        txn.put(DONE, max(floor, done).to_bytes(8, "little"))
     txn.put(MARK, mark.to_bytes(8, "little"))
 
 
@@ -367,6 +432,20 @@ def forget(txn: lmdb.Transaction, group: list[tuple[bytes, bytes]]) -> None:
             txn.delete(key)
 
 
+def walk_through(txn: lmdb.Transaction) -> None:
+    """Raise `lmdb.CorruptedError` if a key is not where it is looked for.
+
+    Whether the pages agree about their order is the one thing that `problems_of` does not ask.
+    """
+    keys, again = txn.cursor(), txn.cursor()
+    last = b""
+    for key in keys.iternext(keys=True, values=False):
+        found = bytes(key)
+        if found <= last or not again.set_key(found):
+            raise lmdb.CorruptedError("keys out of order")
+        last = found
+
+
 def problems_of(folder: Path) -> list[str]:
     """Return what is structurally wrong with a data file that nobody writes to.
 
@@ -374,7 +453,11 @@ def problems_of(folder: Path) -> list[str]:
     file. It came with lmdb 3; older versions cannot tell.
     """
     data = folder / "data.mdb"
-    if not data.exists() or data.stat().st_size == 0:
+    if not data.exists():
+        return []
+    if not data.is_file():
+        return [f"{data.name} is not a file"]
+    if data.stat().st_size == 0:
         return []
     try:
         from lmdb import verify  # noqa: PLC0415 (not in lmdb 2)

@@ -35,19 +35,18 @@ import os
 import re
 import shutil
 import threading
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
 import lmdb
-from filelock import Timeout
 
-from warmstart.backends import Batch, Durability, Item, check
+from warmstart.backends import FULL, Batch, Durability, Item, check
 from warmstart.backends.halves import (
     FRAME,
-    GROUP,
     HEADER,
     Half,
     age_of,
@@ -63,6 +62,7 @@ from warmstart.backends.halves import (
     settle,
     settle_base,
     walk,
+    walk_through,
 )
 from warmstart.backends.place import HALVES, Place
 from warmstart.errors import ArgumentError, StoreError, StoreFullError
@@ -72,8 +72,10 @@ __all__ = ["LmdbBackend"]
 _PAUSE = 0.25
 """Seconds for which the promoter lets writes gather."""
 _FLOOR = 8 << 20
-"""Bytes of free disk below which nothing is put: deleting needs pages too (lmdb 0.9.36)."""
+"""Bytes of room below which nothing is put: deleting needs pages too (lmdb 0.9.36)."""
 _CHECK_EVERY = 64
+_FEW = 4
+"""Rows that are moved at a time on a full disk."""
 _DAMAGED = (
     lmdb.CorruptedError,
     lmdb.InvalidError,
@@ -164,7 +166,7 @@ class LmdbBackend:
         return sequence
 
     def version(self) -> object:
-        """Return the numbers of the last transactions in both halves, and of the opening."""
+        """Return the numbers of the last transaction and of the opening."""
         return self._environment.version()
 
     @contextlib.contextmanager
@@ -175,7 +177,7 @@ class LmdbBackend:
         lock = self._environment.place.lock(f"user-{name}", timeout)
         try:
             lock.acquire()
-        except Timeout:
+        except TimeoutError:
             yield False
             return
         try:
@@ -191,6 +193,10 @@ class LmdbBackend:
     def size(self) -> int:
         """Return the bytes of the pages in use. O(1)."""
         return self._environment.size()
+
+    def now(self) -> float:
+        """Return the time of this machine."""
+        return time.time()
 
     def verify(self) -> list[str]:
         """Return what is structurally wrong with the files, and frames that are damaged."""
@@ -222,27 +228,32 @@ class _Environment:
         self._writes = 0
         self._full = False
         self._opening = next(_openings)
+        self._trouble = _Trouble(path)
         self.place.prepare()
         try:
             if read_only:
-                self._open_halves(map_size)
+                self._open_to_read(map_size)
             else:
                 with self.place.lock("open"):
                     self._open(map_size)
         except (lmdb.Error, OSError) as error:
             if isinstance(error, StoreError):
                 raise
-            raise StoreError(f"the store {path} cannot be opened: {error}") from error
+            kind = StoreFullError if _says_full(error) else StoreError
+            raise kind(f"the store {path} cannot be opened: {error}") from error
         if not read_only and self.hot.env.stat()["entries"] > 1:
-            self.promote()  # what a process that died could not
+            with contextlib.suppress(StoreFullError):  # it can be read where it is
+                self.promote()  # what a process that died could not
 
     def _open(self, map_size: int) -> None:
         attendance = self.place.attend()
-        if attendance.unclean and not attendance.alive:
-            for name in HALVES:
-                problems = problems_of(self.place.half(name))
-                if problems:
-                    self.place.quarantine(name, problems[0])
+        suspects: tuple[str, ...] = ()
+        if not attendance.alive:
+            suspects = HALVES if attendance.unclean else HALVES[: attendance.rebooted]
+        for name in suspects:
+            problems = problems_of(self.place.half(name))
+            if problems:
+                self.place.quarantine(name, problems[0])
         try:
             self._open_halves(map_size)
         except _DAMAGED as error:
@@ -253,20 +264,57 @@ class _Environment:
                 self.durable.close()
             self.place.quarantine(name, str(error))
             self._open_halves(map_size)
+        for name in suspects:
+            try:
+                self.halves[name].read(walk_through)
+            except _DAMAGED as error:
+                for half in self.halves.values():
+                    half.close()
+                self.place.quarantine(name, str(error))
+                self._open_halves(map_size)
 
     def _open_halves(self, map_size: int) -> None:
-        options: dict[str, Any] = {"map_size": map_size, "read_only": self.read_only}
-        self.durable = Half(self.place.half("durable"), sync=True, **options)
-        self.hot = Half(self.place.half("hot"), sync=False, **options)
         self._base = 0
+        self.durable = Half(
+            self.place.half("durable"), sync=True, map_size=map_size, read_only=self.read_only
+        )
+        self.hot = Half(
+            self.place.half("hot"), sync=False, map_size=map_size, read_only=self.read_only
+        )
         if not self.read_only:
             mark = self.durable.read(read_mark)
             self._base = self.hot.write(lambda txn: settle_base(txn, mark))
 
+    def _open_to_read(self, map_size: int) -> None:
+        """Open without a repair: hot is passed over if a power cut may have damaged it."""
+        found = self.place.look()
+        if found.unclean and (problems := self._problems("durable")):
+            raise StoreError(
+                f"the store {self.path} is damaged ({problems[0]:.200}): it is repaired when it is "
+                "opened to be written"
+            )
+        if found.rebooted or (found.unclean and self._problems("hot")):
+            self.durable = self.hot = Half(
+                self.place.half("durable"), sync=True, map_size=map_size, read_only=True
+            )
+        else:
+            self._open_halves(map_size)
+
+    def _problems(self, name: str) -> list[str]:
+        problems = problems_of(self.place.half(name))
+        # Somebody may have begun to write meanwhile.
+        return [] if problems and self.place.look().alive else problems
+
+    @property
+    def halves(self) -> dict[str, Half]:
+        """Those that are open, by name."""
+        both = {"hot": self.hot, "durable": self.durable}
+        return {"durable": self.durable} if self.hot is self.durable else both
+
     # Reading
 
     def get(self, key: bytes) -> Item | None:
-        with self._trouble():
+        with self._trouble:
             for half in (self.hot, self.durable):
                 frame = half.read(lambda txn: copied(txn.get(key)))
                 if frame is not None:
@@ -278,7 +326,7 @@ class _Environment:
         stop = HEADER + head if head is not None else None
 
         found: list[Item] = []
-        with self._trouble():
+        with self._trouble:
             while True:
                 # The snapshot of hot first: what leaves it is in durable before that.
                 page = functools.partial(walk, prefix, start, stop, limit)
@@ -306,9 +354,8 @@ class _Environment:
             self._refuse_when_full()
 
         def work(txn: lmdb.Transaction) -> int | None:
-            for key, expected in batch.conditions.items():
-                if self._current(txn, key) != expected:
-                    return None
+            if not self._hold(batch.conditions, txn):
+                return None
             sequence = self._base + txn.id()
             for key, value in batch.puts.items():
                 txn.put(key, make_frame(key, sequence, value))
@@ -318,7 +365,7 @@ class _Environment:
                 txn.put(key, make_frame(key, sequence, b""))
             return int(sequence)
 
-        with self._trouble():
+        with self._trouble:
             sequence = self.hot.write(work)
         if self._promoter is None or not self._promoter.is_alive():
             self._start_promoter()
@@ -326,18 +373,29 @@ class _Environment:
         self._promoter.wake()
         return sequence
 
-    def _current(self, txn: lmdb.Transaction, key: bytes) -> int | None:
-        frame = txn.get(key)
-        if frame is None:
-            return self.durable.read(lambda below: sequence_of(below, key))
-        return None if len(frame) == HEADER else int(FRAME.unpack_from(frame)[0])
+    def _hold(self, conditions: Mapping[bytes, int | None], txn: lmdb.Transaction) -> bool:
+        """Return whether all conditions hold, asking hot first and durable once for the rest."""
+        below = {}
+        for key, expected in conditions.items():
+            frame = txn.get(key)
+            if frame is None:
+                below[key] = expected
+            elif expected != (None if len(frame) == HEADER else FRAME.unpack_from(frame)[0]):
+                return False
+        return not below or self.durable.read(
+            lambda txn: all(sequence_of(txn, key) == below[key] for key in below)
+        )
 
     def _refuse_when_full(self) -> None:
         """Stop putting while there is still room to delete."""
         self._writes += 1
         if self._full or self._writes % _CHECK_EVERY == 1:
             free = shutil.disk_usage(self.path).free
-            self._full = free < _FLOOR
+            # Pages that are free inside are room, too: deleting makes some on a full disk. Hot
+            # needs little, for it is emptied again and again.
+            self._full = free < _FLOOR and (
+                free + self.durable.spare() < _FLOOR or free + self.hot.spare() < _FLOOR // 8
+            )
             if self._full:
                 raise StoreFullError(
                     f"the disk of {self.path} has {free >> 20} MiB left: make room, or lower "
@@ -355,70 +413,66 @@ class _Environment:
         lock = self.place.lock("promote", -1.0 if wait else 0.0)
         try:
             lock.acquire()
-        except Timeout:
+        except TimeoutError:
             return False
         try:
-            with self._trouble():
+            with self._trouble:
                 self.hot.release_dead_readers()
                 self.durable.release_dead_readers()
-                last = b""
-                while group := self.hot.read(lambda txn, last=last: group_after(txn, last)):  # type: ignore[misc]
-                    self.durable.write(lambda txn, group=group: settle(txn, group))  # type: ignore[misc]
-                    self.hot.write(lambda txn, group=group: forget(txn, group))  # type: ignore[misc]
-                    last = group[-1][0]
+                group = self.hot.read(functools.partial(group_after, last=b""))
+                done = self._base + group.number
+                while group.rows:
+                    reached = done if group.whole else None
+                    try:
+                        self._move(group.rows, reached)
+                    except (lmdb.Error, OSError) as error:
+                        if not _says_full(error):
+                            raise
+                        # Deletions first, a few at a time: each makes room for the next.
+                        rows = sorted(group.rows, key=lambda row: len(row[1]))
+                        for start in range(0, len(rows), _FEW):
+                            self._move(rows[start : start + _FEW], None)
+                    if group.whole:
+                        break
+                    last = group.rows[-1][0]
+                    group = self.hot.read(functools.partial(group_after, last=last))
         finally:
             lock.release()
         return True
 
+    def _move(self, rows: list[tuple[bytes, bytes]], done: int | None) -> None:
+        self.durable.write(functools.partial(settle, group=rows, done=done))
+        self.hot.write(functools.partial(forget, group=rows))
+
     # The rest
 
-    @contextlib.contextmanager
-    def _trouble(self) -> Iterator[None]:
-        """Raise what the engine raises as the protocol's errors."""
-        try:
-            yield
-        except lmdb.DiskError as error:
-            raise StoreFullError(f"the disk of {self.path} is full or failing: {error}") from error
-        except _DAMAGED as error:
-            raise StoreError(
-                f"the store {self.path} is damaged: {error}; it is checked and repaired when all "
-                "processes that use it have ended and one opens it again"
-            ) from error
-        except lmdb.Error as error:
-            # A write cut short by a full disk comes out as an input/output error.
-            full = shutil.disk_usage(self.path).free < GROUP
-            kind = StoreFullError if full else StoreError
-            raise kind(f"the store {self.path} failed: {error}") from error
-        except OSError as error:
-            if isinstance(error, StoreError):
-                raise
-            kind = StoreFullError if error.errno in {errno.ENOSPC, errno.EDQUOT} else StoreError
-            raise kind(f"the store {self.path} failed: {error}") from error
-
     def version(self) -> object:
-        with self._trouble():
-            with self.hot.gate:
-                hot = self.hot.env.info()["last_txnid"]
-            with self.durable.gate:
-                return hot, self.durable.env.info()["last_txnid"], self._opening
+        # Of hot alone: whatever is applied is written there first. Every hit asks this.
+        with self._trouble, self.hot.gate:
+            return self.hot.env.info()["last_txnid"], self._opening
 
     def size(self) -> int:
-        with self._trouble():
-            return self.hot.size() + self.durable.size()
+        with self._trouble:
+            return sum(half.size() for half in self.halves.values())
 
     def verify(self) -> list[str]:
         found = []
-        for name in HALVES:
-            half: Half = getattr(self, name)
-            found += [f"{name}: {problem}" for problem in half.problems()]
+        for name, half in self.halves.items():
+            problems = half.problems()
             last = b"\1"
-            while page := half.read(lambda txn, last=last: group_after(txn, last)):  # type: ignore[misc]
-                found += [
-                    f"{name}: the frame of {key[:1]!r} {key[1:7].hex()} is damaged"
-                    for key, frame in page
-                    if not is_whole(key, frame)
-                ]
-                last = page[-1][0]
+            try:
+                half.read(walk_through)
+                while page := half.read(functools.partial(group_after, last=last)).rows:
+                    found += [
+                        f"{name}: the frame of {key[:1]!r} {key[1:7].hex()} is damaged"
+                        for key, frame in page
+                        if not is_whole(key, frame)
+                    ]
+                    last = page[-1][0]
+            except _DAMAGED as error:
+                problems.append(str(error))
+            found += [f"{name}: {problem}" for problem in problems]
+            self._trouble.damaged |= bool(problems)
         return found
 
     def close(self) -> None:
@@ -432,12 +486,45 @@ class _Environment:
                 with contextlib.suppress(StoreError):  # it stays in hot, for the next opener
                     self.promote()
         finally:
-            for half in (self.hot, self.durable):
+            for half in self.halves.values():
                 half.gate.close()
                 half.close()
             if not self.read_only:
                 with contextlib.suppress(OSError), self.place.lock("open"):
-                    self.place.leave()
+                    self.place.leave(well=not self._trouble.damaged)
+
+
+def _says_full(error: Exception) -> bool:
+    """Return whether an error of the engine, or of the system, is that of a full disk."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    # The engine tells other errors of the system by their text, and a write that was cut short by
+    # a quota as an input/output error.
+    texts = [os.strerror(number) for number in (*FULL, errno.EIO)]
+    return isinstance(error, lmdb.DiskError) or any(text in str(error) for text in texts)
+
+
+class _Trouble:
+    """Raises what the engine raises as the protocol's errors."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.damaged = False
+        """Damage was met, after which the next opening checks the files."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, _DAMAGED):
+            self.damaged = True
+            raise StoreError(
+                f"the store {self._path} is damaged: {error}; it is checked and repaired when all "
+                "processes that use it have ended and one opens it again"
+            ) from error
+        if isinstance(error, (lmdb.Error, OSError)) and not isinstance(error, StoreError):
+            made = StoreFullError if _says_full(error) else StoreError
+            raise made(f"the store {self._path} failed: {error}") from error
 
 
 class _Promoter(threading.Thread):
@@ -521,22 +608,22 @@ def _close_all() -> None:
 def _before_fork() -> None:
     _registry_lock.acquire()
     for environment in _registry.values():
-        environment.hot.gate.close()
-        environment.durable.gate.close()
+        for half in environment.halves.values():
+            half.gate.close()
 
 
 def _after_fork_in_parent() -> None:
     for environment in _registry.values():
-        environment.durable.gate.open()
-        environment.hot.gate.open()
+        for half in environment.halves.values():
+            half.gate.open()
     _registry_lock.release()
 
 
 def _after_fork_in_child() -> None:
     for environment in _registry.values():
         environment.gone = True
-        environment.hot.close()
-        environment.durable.close()
+        for half in environment.halves.values():
+            half.close()
     _registry.clear()
     _registry_lock.release()
 

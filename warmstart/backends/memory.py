@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 
@@ -105,6 +106,10 @@ class MemoryBackend:
     def size(self) -> int:
         """Return the bytes of keys and values, and 64 a pair."""
         return self._size
+
+    def now(self) -> float:
+        """Return the time of this machine."""
+        return time.time()
 
     def verify(self) -> list[str]:
         """Return nothing: a dict is not damaged."""

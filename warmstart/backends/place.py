@@ -6,11 +6,15 @@
     hot/, durable/          the two environments
     locks/                  file locks; locks/holders/ has one file a process that writes
     closed                  sizes of the data files, left by the last process that closed
+    boot                    since when the machine was up when it was last opened to be written
     quarantine/             damaged environments, moved aside with the time of finding
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -18,17 +22,21 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
-from warmstart.errors import StoreError, WarmstartWarning
+from warmstart.backends import FULL
+from warmstart.errors import StoreError, StoreFullError, WarmstartWarning
 from warmstart.host import the_psutil
 
-__all__ = ["HALVES", "Attendance", "Place"]
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+__all__ = ["HALVES", "Attendance", "Place", "make_folder", "read_file", "sync_folder"]
 
 HALVES = ("hot", "durable")
 _FORMAT = "warmstart store "
 _VERSION = 1
+_OWN = frozenset({*HALVES, "locks", "journals", "FORMAT", "closed", "boot", "quarantine"})
 # Memory maps and byte-range locks are not to be relied on here: py-lmdb#100, diskcache#345.
 _NETWORK = frozenset(
     """9p afs autofs beegfs ceph cephfs cifs coda drvfs dvs glusterfs gpfs lustre ncpfs nfs nfs4
@@ -38,12 +46,44 @@ _NETWORK = frozenset(
 
 def file_lock(path: Path, timeout: float = -1.0) -> FileLock:
     """Return a lock that really is one: never a file that only looks like it."""
+    from filelock import FileLock  # noqa: PLC0415 (6 ms, of use once a store is opened)
+
     return FileLock(path, timeout=timeout, mode=0o600, fallback_to_soft=False, poll_interval=0.005)
+
+
+def sync_folder(path: Path) -> None:
+    """Return when the names in a folder would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_file(path: Path) -> bytes:
+    """Return what is in a file, and in nothing else: a pipe in its place would be waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a file", os.fspath(path))
+        return file.read()
+
+
+def make_folder(path: Path) -> bool:
+    """Make a folder, and those above it, to survive a power cut; returns whether it was new."""
+    if path.is_dir():
+        return False
+    if path.parent != path:
+        make_folder(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(OSError):  # a folder that may be used, but not listed
+        sync_folder(path.parent)
+    return True
 
 
 @dataclass(frozen=True, slots=True)
 class Attendance:
-    """Who else has a place open, as found while it was locked.
+    """Who else has a place open, and how it was left.
 
     Parameters
     ----------
@@ -51,10 +91,14 @@ class Attendance:
         Whether some other process holds it open for writing.
     unclean : bool
         Whether the last one did not close it: it died, or the machine did.
+    rebooted : bool
+        Whether nobody has written to it since the machine was started: the power may have been
+        cut, and of what was not synced any part may be there.
     """
 
     alive: bool
     unclean: bool
+    rebooted: bool
 
 
 class Place:
@@ -96,33 +140,38 @@ class Place:
             if self._read_only:
                 self._check_format()
                 return
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self.path)
             self._check_owner()
             if not (self.path / "FORMAT").exists():
                 self._create()
             self._check_format()
-            for folder in (*HALVES, "locks", "locks/holders"):
-                (self.path / folder).mkdir(mode=0o700, exist_ok=True)
+            for folder in (*HALVES, "locks/holders"):
+                make_folder(self.path / folder)
         except OSError as error:
             if isinstance(error, StoreError):
                 raise
-            raise StoreError(f"{self.path} cannot be used as a store: {error}") from error
+            kind = StoreFullError if error.errno in FULL else StoreError
+            raise kind(f"{self.path} cannot be used as a store: {error}") from error
 
     def _create(self) -> None:
         strangers = sorted(p.name for p in self.path.iterdir() if not p.name.startswith(".FORMAT"))
-        if strangers and not set(strangers) <= {*HALVES, "locks", "journals", "FORMAT"}:
+        if not set(strangers) <= _OWN:
             raise StoreError(
                 f"{self.path} is not a store and not empty, it contains "
                 f"{', '.join(strangers[:3])}: choose an empty or a new folder"
             )
         scratch = self.path / f".FORMAT.{secrets.token_hex(8)}"
-        scratch.write_text(f"{_FORMAT}{_VERSION}\n", "ascii")
-        scratch.chmod(0o600)
+        with scratch.open("x", encoding="ascii") as file:
+            scratch.chmod(0o600)
+            file.write(f"{_FORMAT}{_VERSION}\n")
+            file.flush()
+            os.fsync(file.fileno())  # a FORMAT that came out empty would be no store for ever
         scratch.replace(self.path / "FORMAT")
+        sync_folder(self.path)
 
     def _check_format(self) -> None:
         try:
-            text = (self.path / "FORMAT").read_text("ascii").strip()
+            text = read_file(self.path / "FORMAT").decode("ascii").strip()
         except FileNotFoundError as error:
             raise StoreError(f"there is no store at {self.path}") from error
         except UnicodeDecodeError as error:
@@ -172,7 +221,7 @@ class Place:
             probe = file_lock(other, timeout=0)
             try:
                 probe.acquire()
-            except Timeout:
+            except TimeoutError:
                 alive = True
                 if other.name.split("-")[0] != own:
                     raise StoreError(
@@ -184,23 +233,50 @@ class Place:
                 probe.release()
                 other.unlink(missing_ok=True)
         unclean = died or (not alive and self._sizes() != self._closed_sizes())
+        rebooted = self._is_rebooted()
         (self.path / "closed").unlink(missing_ok=True)
+        if rebooted:
+            with contextlib.suppress(OSError):  # a full disk: the next opening checks once more
+                self._write("boot", _boot())
         name = f"{own}-{os.getpid()}-{secrets.token_hex(6)}"
         self._holder = file_lock(self.path / "locks" / "holders" / name)
         self._holder.acquire()
-        return Attendance(alive, unclean)
+        return Attendance(alive, unclean, rebooted)
 
-    def leave(self) -> None:
+    def look(self) -> Attendance:
+        """Find out who is there, and leave no trace."""
+        alive = died = False
+        for other in _listed(self.path / "locks" / "holders"):
+            if _is_locked(other):
+                alive = True
+            else:
+                died = True
+        unclean = not alive and (died or self._sizes() != self._closed_sizes())
+        return Attendance(alive, unclean, self._is_rebooted())
+
+    def _is_rebooted(self) -> bool:
+        # Not synced: what a cut leaves of this file can be of an earlier start, never of the next.
+        try:
+            known = read_file(self.path / "boot").decode("ascii")
+        except (OSError, UnicodeDecodeError):
+            known = ""
+        return not known or known != _boot()
+
+    def _write(self, name: str, text: str) -> None:
+        scratch = self.path / f".{name}"
+        scratch.touch(mode=0o600)
+        scratch.write_text(text, "ascii")
+        scratch.replace(self.path / name)
+
+    def leave(self, *, well: bool = True) -> None:
         """Stop being there; the last one notes that all was closed well. Call with the lock."""
         if self._holder is None:
             return
         holder, self._holder = self._holder, None
         holder.release()
         Path(holder.lock_file).unlink(missing_ok=True)
-        if not any((self.path / "locks" / "holders").iterdir()):
-            scratch = self.path / ".closed"
-            scratch.write_text(self._sizes(), "ascii")
-            scratch.replace(self.path / "closed")
+        if well and not any((self.path / "locks" / "holders").iterdir()):
+            self._write("closed", self._sizes())
 
     def _sizes(self) -> str:
         sizes = []
@@ -211,8 +287,8 @@ class Place:
 
     def _closed_sizes(self) -> str:
         try:
-            return (self.path / "closed").read_text("ascii")
-        except (FileNotFoundError, UnicodeDecodeError):
+            return read_file(self.path / "closed").decode("ascii")
+        except (OSError, UnicodeDecodeError):
             return "none none"  # right for a new store, unclean for an old one
 
     def quarantine(self, name: str, problem: str) -> None:
@@ -248,3 +324,33 @@ def _namespace() -> str:
         return str(os.stat("/proc/self/ns/pid").st_ino)  # noqa: PTH116 (a magic link, not a path)
     except OSError:
         return "0"
+
+
+def _boot() -> str:
+    """Return what is another text after each start of the machine; empty where nothing says so."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return ""
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _is_locked(path: Path) -> bool:
+    """Return whether a process holds a lock, which needs no right to write."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

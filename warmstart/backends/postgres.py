@@ -120,7 +120,7 @@ class PostgresBackend:
         host = parts.hostname or query.get("host", "")
         shown = f"{host}:{parts.port}" if parts.port else host
         self._shown = f"postgresql://{shown}{parts.path}?store={name}"
-        self._read_only = read_only
+        self._read_only, self._found = read_only, False
         self._ready = False
         self._gate = threading.Lock()
         free_in_children(self, "_gate")
@@ -152,14 +152,22 @@ class PostgresBackend:
 
     def _prepare(self, connection: Any) -> None:
         """Create the tables, or see that they are of this version."""
-        row = connection.execute(
-            "SELECT to_regclass(%s) IS NOT NULL", (f"{self._table}_state",)
-        ).fetchone()
-        if not row[0] and not self._read_only:
+
+        def is_there() -> bool:
+            # Read from the catalog: to_regclass may answer from what the session saw before.
+            asked = "SELECT 1 FROM pg_class WHERE relname = %s AND pg_table_is_visible(oid)"
+            return connection.execute(asked, (f"{self._table}_state",)).fetchone() is not None
+
+        if not is_there():
+            if self._read_only:
+                return
             with connection.transaction():
                 connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (self._table,))
-                connection.execute(_CREATE.format(t=self._table, schema=_SCHEMA))
-        elif row[0]:
+                # Made anew where somebody else has made them, they would be locked in an order
+                # that is not that of the batches which are under way there.
+                if not is_there():
+                    connection.execute(_CREATE.format(t=self._table, schema=_SCHEMA))
+        else:
             (schema,) = connection.execute(f"SELECT schema FROM {self._table}_state").fetchone()  # noqa: S608 (checked above)
             if schema > _SCHEMA:
                 raise StoreError(
@@ -220,9 +228,10 @@ class PostgresBackend:
 
     def _missing(self) -> bool:
         """Whether a store that is only read was never made."""
-        return self._read_only and not self._rows(
-            "SELECT 1 WHERE to_regclass(%s) IS NOT NULL", (self._table,)
-        )
+        if self._read_only and not self._found:
+            text = "SELECT 1 WHERE to_regclass(%s) IS NOT NULL"
+            self._found = bool(self._rows(text, (self._table,)))
+        return self._read_only and not self._found
 
     def get(self, key: bytes) -> Item | None:
         """Return the pair at `key`, or None. One round trip."""
@@ -319,6 +328,10 @@ class PostgresBackend:
     def size(self) -> int:
         """Return the bytes of keys and values, and 64 a pair."""
         return self._state("bytes")
+
+    def now(self) -> float:
+        """Return the server's time."""
+        return float(self._rows("SELECT extract(epoch FROM clock_timestamp())")[0][0])
 
     def verify(self) -> list[str]:
         """Return whether the sizes agree with what is there."""

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 import msgspec
 
@@ -34,6 +34,8 @@ _PAGE = 500
 _LEASE = 30_000
 """Milliseconds for which a lock outlives its owner."""
 _OLDEST = (6, 2)
+_MOVES = 3
+"""Times that one call follows a slot of a cluster to another node."""
 _T = TypeVar("_T")
 
 _APPLY = """
@@ -101,7 +103,8 @@ class RedisBackend:
     Notes
     -----
     Every call has two seconds. One whose reply is lost is sent once more. A server that evicts
-    keys of its own accord is refused, one without an append-only file warned of. Safe across
+    keys of its own accord is refused, one without an append-only file warned of. In a cluster all
+    keys of a store are in one slot, and live on one node, which is found. Safe across
     threads and forks, as redis-py's connections are.
     """
 
@@ -122,21 +125,8 @@ class RedisBackend:
         self._shown = urlunsplit((parts.scheme, shown, parts.path, f"store={name}", ""))
         self._read_only = read_only
         self._tag = f"{{warmstart:{name}}}"
-        clean = urlunsplit(parts._replace(query=urlencode(query)))
-        retry = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
-        try:
-            self._client = redis.Redis.from_url(
-                clean,
-                socket_timeout=_DEADLINE,
-                socket_connect_timeout=_DEADLINE,
-                retry=retry,
-                health_check_interval=30,
-            )
-        except ValueError as error:
-            raise ArgumentError(f"{self._shown} is not an address of Redis: {error}") from None
-        self._apply, self._scan, self._release, self._renew = (
-            self._client.register_script(text) for text in (_APPLY, _SCAN, _RELEASE, _RENEW)
-        )
+        self._parts = parts._replace(query=urlencode(query))
+        self._connect(self._parts)
         self._checked = False
         self._waits = False
         self._gate = threading.Lock()
@@ -147,13 +137,39 @@ class RedisBackend:
         """Where it is, without a password."""
         return self._shown
 
+    def _connect(self, parts: SplitResult) -> None:
+        retry = self._redis.retry.Retry(self._redis.backoff.NoBackoff(), 0)
+        try:
+            self._client = self._redis.Redis.from_url(
+                urlunsplit(parts),
+                socket_timeout=_DEADLINE,
+                socket_connect_timeout=_DEADLINE,
+                retry=retry,
+                health_check_interval=30,
+            )
+        except ValueError as error:
+            raise ArgumentError(f"{self._shown} is not an address of Redis: {error}") from None
+        self._apply, self._scan, self._release, self._renew = (
+            self._client.register_script(text) for text in (_APPLY, _SCAN, _RELEASE, _RENEW)
+        )
+
+    def _move(self, host: str, port: int) -> None:
+        """Go to the node of a cluster that has the slot of all keys of this store."""
+        user, mark, _ = self._parts.netloc.rpartition("@")
+        name = host or self._parts.hostname or ""
+        where = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+        old, self._checked = self._client, False
+        self._connect(self._parts._replace(netloc=f"{user}{mark}{where}"))
+        old.close()
+
     def _key(self, name: str) -> str:
         return f"{self._tag}:{name}"
 
     def _do(self, operation: Callable[[], _T]) -> _T:
-        """Do something with the server; once more if the connection was lost."""
+        """Do something with the server; once more if the connection was lost, or it has moved."""
         errors = self._redis.exceptions
-        for attempt in (0, 1):
+        lost, moves = False, 0
+        while True:
             try:
                 if not self._checked:
                     self._check_server()
@@ -164,13 +180,18 @@ class RedisBackend:
                 raise StoreFullError(f"{self._shown} has no memory left: {error}") from error
             except (errors.ConnectionError, errors.TimeoutError, OSError) as error:
                 # A connection that has grown old is made anew; a slow server is left alone.
-                if attempt or isinstance(error, errors.TimeoutError):
+                if lost or isinstance(error, errors.TimeoutError):
                     raise StoreError(f"{self._shown} does not answer: {error}") from error
+                lost = True
+            except errors.MovedError as error:
+                if moves == _MOVES:
+                    raise StoreError(f"{self._shown} moves its slots: {error}") from error
+                moves += 1
+                self._move(error.host, error.port)
             except errors.RedisError as error:
                 full = "OOM" in str(error) or "MISCONF" in str(error)
                 kind = StoreFullError if full else StoreError
                 raise kind(f"{self._shown} refuses: {error}") from error
-        raise AssertionError
 
     def _check_server(self) -> None:
         with self._gate:
@@ -303,6 +324,11 @@ class RedisBackend:
     def size(self) -> int:
         """Return the bytes of keys and values, and 128 a pair."""
         return int(self._do(lambda: self._client.get(self._key("b"))) or 0)
+
+    def now(self) -> float:
+        """Return the server's time."""
+        seconds, more = self._do(self._client.time)
+        return float(seconds) + 1e-6 * float(more)
 
     def verify(self) -> list[str]:
         """Return whether keys, values and numbers belong together."""
