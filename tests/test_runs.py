@@ -1132,7 +1132,7 @@ class TestKeeping:
         assert [row["run"] for row in found.to_dicts()] == [kept.id]
 
     def test_the_history_of_fits_leaves_room_for_entries(self, tmp_path):
-        """However many fits there were, half of the budget is for their entries."""
+        """However many fits there were, a sweep leaves entries of many, and rows of the last."""
         with Store(tmp_path / "store", size_budget=300_000) as store:
             with store.run(name="made by hand"):
                 pass

@@ -39,6 +39,14 @@ _FILL = 0.9
 _ORPHAN_AGE = 86_400.0
 """Seconds for which the row of a run without entries is kept: it may still write one."""
 _BATCH = 2000
+_SHARE = 0.1
+"""Part of the budget that the history of runs keeps, whatever room entries need.
+
+It is in the order of time, so that pages become free where it ends, while what is deleted here and
+there among entries leaves pages half empty: so it goes first.
+"""
+_TOLD = 600
+"""Bytes, about, of the rows that tell of a key and of a run."""
 _LEFT = {b"m": 1, b"i": 1, b"c": None}
 """Rows that runs leave besides entries (series, states, artifacts), and the bytes to read."""
 
@@ -172,11 +180,14 @@ def sweep(
             else:
                 live.append(slot)
     _delete(backend, doomed, gone)
-    if backend.size() > budget:  # what runs have left besides entries has half of it
-        _shorten_runs(backend, budget, spared=budget // 2)
     if backend.size() > budget:
         live.sort(key=lambda s: (s.key in stamps, stamps.get(s.key, 0.0), s.item.sequence))
-        _make_room(backend, [slot.item for slot in live], budget, gone)
+        victims = [slot.item for slot in live]
+        _shorten_runs(backend, budget, spared=int(_SHARE * budget))
+        while victims and backend.size() > int(_FILL * budget):
+            victims = _make_room(backend, victims, budget, gone)
+            _delete_orphans(backend, now, ttl)
+            _shorten_runs(backend, budget, spared=int(_SHARE * budget))
     _delete_orphans(backend, now, ttl)
     if backend.size() > budget:
         _shorten_runs(backend, budget, spared=0)
@@ -188,10 +199,12 @@ def _shorten_runs(backend: Backend, budget: int, *, spared: int) -> None:
 
     The newest of it, of so many bytes as are spared, stays.
     """
+    backend.flush()
+    if backend.size() <= int(_FILL * budget):
+        return
     victims = _left_by_runs(backend)
     newest = np.cumsum([_occupied(item) for item in victims])
     del victims[: int(np.searchsorted(newest, spared, side="right"))]
-    backend.flush()
     while victims and (excess := backend.size() - int(_FILL * budget)) > 0:
         doomed = []
         while victims and excess > 0:
@@ -247,18 +260,21 @@ def _left_by_runs(backend: Backend) -> list[Item]:
     return [item for *_, item in aged]
 
 
-def _make_room(backend: Backend, victims: list[Item], budget: int, gone: Counter[str]) -> None:
-    """Delete from the front of `victims` until the engine says that there is room."""
-    start = 0
-    backend.flush()
-    while start < len(victims) and (excess := backend.size() - int(_FILL * budget)) > 0:
-        stop = start
-        while stop < len(victims) and excess > 0:
-            excess -= _cost(victims[stop].size)
-            stop += 1
-        _delete(backend, [(item, "evicted") for item in victims[start:stop]], gone)
-        backend.flush()  # only what has reached the durable part shows in its size
-        start = stop
+def _make_room(
+    backend: Backend, victims: list[Item], budget: int, gone: Counter[str]
+) -> list[Item]:
+    """Delete from the front of `victims` about what there is too much; return the others.
+
+    With each goes what is told of its key and its run, which is counted too: else all entries
+    of a store of small ones would go before the rest of their rows has made any room.
+    """
+    # Never a few at a time: each step is followed by a look at all rows.
+    excess, stop = max(backend.size() - _FILL * budget, (1.0 - _FILL) * budget / 4.0), 0
+    while stop < len(victims) and excess > 0:
+        excess -= _cost(victims[stop].size) + _TOLD
+        stop += 1
+    _delete(backend, [(item, "evicted") for item in victims[:stop]], gone)
+    return victims[stop:]
 
 
 def _delete(backend: Backend, doomed: list[tuple[Item, str]], gone: Counter[str]) -> None:
