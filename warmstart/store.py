@@ -1100,6 +1100,8 @@ def _checked(key: Fingerprint) -> Fingerprint:
 
 def _surplus(held: list[Slot]) -> list[Slot]:
     """Return the slots of the worst runs of a key that has no room for another run."""
+    if len(held) < _MAX_RUNS:
+        return []
     tag = producer_tag(environment())
     ranked = sorted((slot for slot in held if slot.head is not None), key=lambda s: rank(s, tag))
     worst = set(list(dict.fromkeys(slot.run for slot in ranked))[_MAX_RUNS - 1 :])
