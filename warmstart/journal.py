@@ -641,6 +641,8 @@ class Shelf:
 
     def _names(self, fit: Fingerprint, key: Fingerprint) -> list[str]:
         folder = f"{self.folder}/{fit}"  # a Path costs more than the look into the folder
+        if not os.access(folder, os.F_OK):  # most fits have none: 0.7 us instead of 2 (2026-11)
+            return []
         mine = _prefix(key)
         names = [name for name in _names_in(folder) if name.endswith(".journal")]
         if len(names) > 1:

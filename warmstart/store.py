@@ -43,7 +43,14 @@ from warmstart.journal import Shelf
 from warmstart.learned import Cost, Saved, merge_costs, merge_saved
 from warmstart.locks import free_in_children
 from warmstart.nearby import forget
-from warmstart.record import HEAD_SIZE, Entry, EntryKind, encode_record, producer_tag
+from warmstart.record import (
+    HEAD_SIZE,
+    Entry,
+    EntryKind,
+    encode_record,
+    producer_tag,
+    read_head,
+)
 from warmstart.rows import (
     BEST,
     FINAL,
@@ -434,7 +441,8 @@ class Store(History):
             own = None
         if entry.kind is EntryKind.CHECKPOINT:
             left = {name: slot for name, slot in own.items() if slot.item.key not in stale}
-            self._keep_own(prefix, left | {place: next(heads([Item(row, record, sequence, 0)]))})
+            slot = Slot(Item(row, b"", sequence, len(record)), read_head(record))
+            self._keep_own(prefix, left | {place: slot})
         self._count("written")
         if tier is None:
             self._settle()
@@ -459,9 +467,7 @@ class Store(History):
         with self._lock:
             if len(self._own) >= _RUNNING:
                 self._own.clear()
-            self._own[prefix] = {
-                name: Slot(slot.item._replace(value=b""), slot.head) for name, slot in own.items()
-            }
+            self._own[prefix] = own
 
     def _keep_bounds(self, written: bytes, *, size: int | None = None) -> None:
         """Sweep if the budget is exceeded, or if none has looked for expired entries lately.
@@ -1033,6 +1039,8 @@ def _checked(key: Fingerprint) -> Fingerprint:
 
 def _surplus(held: list[Slot]) -> list[Slot]:
     """Return the slots of the worst runs of a key that has no room for another run."""
+    if len(held) < _MAX_RUNS:
+        return []
     tag = producer_tag(environment())
     ranked = sorted((slot for slot in held if slot.head is not None), key=lambda s: rank(s, tag))
     worst = set(list(dict.fromkeys(slot.run for slot in ranked))[_MAX_RUNS - 1 :])
