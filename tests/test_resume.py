@@ -219,7 +219,7 @@ class TestStopping:
         ) as child:
             assert child.stdout.readline() == "begun\n"
             folder = tmp_path / "s" / "journals"
-            while not (sizes := [p.stat().st_size for p in folder.glob("*/*")]) or sizes[0] < 2000:
+            while not (sizes := [p.stat().st_size for p in folder.glob("*/*")]) or sizes[0] < 3500:
                 assert child.poll() is None
                 time.sleep(0.01)
             child.send_signal(number)

@@ -31,6 +31,7 @@ import struct
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ from warmstart.codec import MAX_DECODED, decode_payload, encode_payload
 from warmstart.errors import CodecError, RecordError
 from warmstart.fingerprint import Fingerprint
 from warmstart.locks import free_in_children
+from warmstart.pulse import Pulse
 
 __all__ = [
     "NONE",
@@ -72,6 +74,8 @@ _NUMBER = np.dtype([("channel", "u1"), ("form", "u1"), ("digest", "<u8"), ("valu
 _MAX_FRAME = 1 << 30
 _RUN_DIGITS = 32
 _ATTEMPTS = 3
+SYNC = 1.0
+"""Seconds between two waits for the disk: a power cut costs no more than two."""
 
 # Forms of an output.
 _FLOAT, _FLOAT64, _VECTOR, _ARRAY, _NONE, _PAIR, _TREE, OPAQUE = range(8)
@@ -356,6 +360,9 @@ class Journal:
         self._lock = threading.Lock()
         self._map: mmap.mmap | None = None
         self._named = False
+        self._unsynced = False
+        self._pulse: Pulse | None = None
+        self._trouble: OSError | None = None
 
     # Reading
 
@@ -473,10 +480,16 @@ class Journal:
     # Writing
 
     def write(self, *frames: bytes) -> None:
-        """Append frames; when this returns, SIGKILL cannot undo it."""
+        """Append frames; when this returns, SIGKILL cannot undo it.
+
+        Within a second, and the time that the disk takes, a power cut cannot either: a thread
+        waits for the disk, however long the next evaluation takes.
+        """
         raw = b"".join(frames)
         if not raw or os.getpid() != self._pid:
             return
+        if self._trouble is not None:
+            raise self._trouble
         with self._lock:
             done = 0
             while done < len(raw):
@@ -487,16 +500,27 @@ class Journal:
                         os.ftruncate(self._fd, self.size)  # half a frame would hide the next
                     raise
             self.size += len(raw)
+        self._unsynced = True
+        if self._pulse is None:
+            self._pulse = Pulse(weakref.WeakMethod(self._keep_up), SYNC).start()
+
+    def _keep_up(self) -> None:
+        try:
+            if self._unsynced:
+                self.sync()
+        except OSError as error:  # for whoever writes next
+            self._trouble = error
 
     def sync(self) -> None:
         """Return when what was written would survive a power cut."""
         if os.getpid() == self._pid:
+            self._unsynced = False
+            named, self._named = self._named, True
             os.fdatasync(self._fd)
-            if not self._named:  # a file without a name is lost all the same
+            if not named:  # a file without a name is lost all the same
                 for folder in self.path.parents:
                     with contextlib.suppress(OSError):  # one that may not be listed
                         sync_folder(folder)
-                self._named = True
 
     def delete(self) -> None:
         """Give back the disk space, when it is closed."""
@@ -509,6 +533,8 @@ class Journal:
         if self._fd < 0:
             return
         mine = os.getpid() == self._pid
+        if mine and self._pulse is not None:
+            self._pulse.stop()  # it needs the file
         if delete:
             self.delete()
         if self._map is not None:

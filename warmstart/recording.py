@@ -469,7 +469,7 @@ class Recorder:
         self._spent = self._waited = 0.0
         self._over_budget = False
         self._next_checkpoint = self.started + FIRST
-        self._next_sync = self._next_best = 0.0
+        self._next_best = 0.0
         self._deadline = np.inf
         if options.time_limit is not None:
             self._deadline = self.started + options.time_limit
@@ -942,7 +942,6 @@ class Recorder:
                 self._stop_recording("a journal would cost more than it protects")
             if not self.recording:
                 return
-        self._sync(end)
 
     def _is_time(self, now: float) -> bool:
         asked = bool(self._options.journal)
@@ -977,15 +976,6 @@ class Recorder:
         self._next_best = now + max(_BEST, np.size(x) * 1e-5)
         number = self.best if np.isfinite(self.best) else None
         return files.best_frame({"x": x, "objective": number})
-
-    def _sync(self, now: float) -> None:
-        if self.journal is not None and now >= self._next_sync:
-            if self._next_sync:
-                self._attempt(self.journal.sync)
-            end = time.perf_counter()
-            # Half of it, since what is written waits for the next evaluation and the disk, too; and
-            # however long the disk takes: a power cut costs no more than two seconds.
-            self._next_sync = end + self._options.interval / 2
 
     def _stop_recording(self, why: str) -> None:
         self.recording = False
