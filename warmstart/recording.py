@@ -159,6 +159,8 @@ class Recorded:
         if not (recorder.is_plain and self._is_plain and type(x) is np.ndarray) or (
             x.dtype is not _DOUBLE
         ):
+            if self.takes is REST and recorder.is_plain:
+                return self._follow(args, kwargs)
             return self._watched(args, kwargs)
         # The way of nearly all evaluations, half a microsecond long: what the point and the
         # value are worth is found out when many of them are packed together.
@@ -212,8 +214,6 @@ class Recorded:
         raw = None if recorder.passing else _bytes_of(self.takes, args)
         if raw is None:
             return self.function(*args, **kwargs)
-        if self.takes is REST and recorder.is_plain:
-            return self._follow(raw, args, kwargs)
         seen = self._is_plain
         is_point = self.takes is not ONE or self.see(args[0])
         if self._is_plain and not seen and recorder.is_plain:
@@ -230,9 +230,11 @@ class Recorded:
             recorder.settle()
         return value
 
-    def _follow(self, raw: bytes, args: Any, kwargs: Any) -> Any:
+    def _follow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Evaluate a curve for real: nothing but its values can be of interest."""
-        recorder = self._recorder
+        recorder, raw = self._recorder, _bytes_of(REST, args)
+        if raw is None:
+            return self.function(*args, **kwargs)
         try:
             value = self.function(*args, **kwargs)
         except Exception:
@@ -348,8 +350,8 @@ def _pack(function: Recorded, raw: bytes, value: Any) -> bytes:
 
 def _bytes_of(takes: str, args: tuple[Any, ...]) -> bytes | None:
     """Return the bytes of the point, or None if the call is not one that scipy makes."""
-    if takes is REST and len(args) > 1 and _FLOATS.issuperset(map(type, args[1:])):
-        return _packer(len(args) - 1)(*args[1:])
+    if takes is REST and (point := args[1:]) and _FLOATS.issuperset(map(type, point)):
+        return _packer(len(point))(*point)
     try:
         points = args[1:] if takes is REST else args[:2] if takes is TWO else args[:1]
         arrays = [np.asarray(point) for point in points]
