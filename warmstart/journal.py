@@ -73,6 +73,8 @@ _u32 = struct.Struct("<I")
 _NUMBER = np.dtype([("channel", "u1"), ("form", "u1"), ("digest", "<u8"), ("value", "<f8")])
 _MAX_FRAME = 1 << 30
 _RUN_DIGITS = 32
+NAME = re.compile(r"[0-9a-f]+-[0-9a-f]+\.journal")
+"""What the file of a journal is called."""
 _ATTEMPTS = 3
 SYNC = 1.0
 """Seconds between two waits for the disk: a power cut costs no more than two."""
@@ -713,9 +715,7 @@ class Shelf:
         Not while somebody is writing to that, and not under a name that was not made here.
         """
         path = self.folder / str(fit) / name
-        if not re.fullmatch(r"[0-9a-f]+-[0-9a-f]+\.journal", name) or _size(str(path)) >= len(
-            content
-        ):
+        if not NAME.fullmatch(name) or _size(str(path)) >= len(content):
             return False
         for _ in range(_ATTEMPTS):  # a sweep may take the empty folder away in between
             with contextlib.suppress(FileExistsError):
