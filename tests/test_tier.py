@@ -203,6 +203,19 @@ class TestWrongUse:
             with pytest.raises(ArgumentError, match="local is True, False or a folder"):
                 Store(address, local=wrong)
 
+    def test_a_folder_that_cannot_be_used(self, address, tmp_path):
+        """One warning; the server is used without it."""
+        (tmp_path / "file").write_text("")
+        store = Store(address, local=tmp_path / "file")
+        with pytest.warns(WarmstartWarning, match="without the folder in front") as heard:
+            for _ in range(2):
+                with using(store=store):
+                    found = optimize.minimize(scipy.optimize.rosen, X0)
+        assert len(heard) == 1
+        assert found.warm.source == "final"
+        assert Store(address).stats().finals == 1
+        store.close()
+
     def test_by_the_environment(self, address, tmp_path, monkeypatch):
         """For all stores on servers, not for folders, and not to read only."""
         monkeypatch.setenv("WARMSTART_LOCAL", str(tmp_path / "near"))

@@ -217,9 +217,9 @@ class Store(History):
         """Where it is, without passwords."""
         self._start()
         self.local = self._checked_local(local)
-        self._tier: Tier | None = None
+        self._before: Tier | None = None
         if self.local is not None:
-            self._tier = Tier(
+            self._before = Tier(
                 self.local, self.backend, budget=size_budget, ttl=self.ttl, guard=self.attempt
             )
 
@@ -326,7 +326,21 @@ class Store(History):
     @property
     def _front(self) -> Backend:
         """What is asked first, and written to first."""
-        return self.backend if self._tier is None else self._tier.near
+        tier = self._tier
+        return self.backend if tier is None else tier.near
+
+    @property
+    def _tier(self) -> Tier | None:
+        """The folder in front of the server, if there is one that can be used."""
+        tier = self._before
+        if tier is not None and not tier.is_open:
+            try:
+                tier.open()
+            except StoreError as error:
+                self._before = None
+                told = f"{self.address} is used without the folder in front of it: {error}"
+                warnings.warn(told, WarmstartWarning, stacklevel=4)
+        return self._before
 
     def _common_time(self) -> float:
         """Return UTC seconds since the epoch by the server's clock."""
@@ -928,7 +942,7 @@ class Store(History):
             self.counters[event] += by
 
     def _send_at_exit(self) -> None:
-        if self._tier is not None and (waiting := self._tier.close()):
+        if self._before is not None and (waiting := self._before.close()):
             warnings.warn(self._not_sent(waiting), WarmstartWarning, stacklevel=2)
 
     # Law 2: the store never fails a fit
@@ -966,7 +980,7 @@ class Store(History):
         StoreError
             If the store is `strict`.
         """
-        alone = local and self._tier is not None
+        alone = local and self._before is not None
         if self._trouble is not None and not alone and self._still_out(writes=writes):
             return otherwise
         try:
@@ -990,7 +1004,7 @@ class Store(History):
     def _give_up(self, error: Exception) -> None:
         known, self._trouble = self._trouble, (error, time.monotonic())
         if known is None:
-            rest = "without it" if self._tier is None else f"with {self.local} alone"
+            rest = "without it" if self._before is None else f"with {self.local} alone"
             warnings.warn(
                 f"{self.address} is not used for now, fits go on {rest}: {error}",
                 WarmstartWarning,

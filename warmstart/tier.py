@@ -80,6 +80,18 @@ class Tier:
         self._budget, self._ttl = budget, ttl
         self._pulse: Pulse | None = None
         self._writes = 0
+        self.is_open = False
+
+    def open(self) -> None:
+        """Open the folder.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be used.
+        """
+        self.near.size()
+        self.is_open = True
 
     def apply(
         self,
