@@ -57,6 +57,9 @@ class Lineage:
                     self._up.setdefault(info.run, []).append(edge)
                     self._down.setdefault(other, []).append(edge)
 
+    def __repr__(self) -> str:
+        return f"<Lineage of {len(self.runs)} runs, {len(self.edges)} began where others ended>"
+
     def parents(self, run: str) -> list[str]:
         """Return the runs that one began with, or is part of."""
         return [edge.run for edge in self._up.get(self._known(run), [])]

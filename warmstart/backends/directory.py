@@ -130,7 +130,8 @@ class DirectoryBackend:
                     sync_folder(self.path)
             text = read_file(format_file).decode("ascii")
         except FileNotFoundError as error:
-            raise StoreError(f"there is no store at {self.address}") from error
+            what = "there is no store at" if self._read_only else "no store can be made at"
+            raise StoreError(f"{what} {self.address}") from error
         except (OSError, UnicodeDecodeError) as error:
             full = isinstance(error, OSError) and error.errno in FULL
             kind = StoreFullError if full else StoreError
