@@ -56,6 +56,7 @@ def main() -> int:
     table.add_column("figures")
     for name, o in outcomes.items():
         figures = ", ".join(f"{key} {value}" for key, value in o.figures.items())
+        figures = "\n".join([figures, *o.troubles])
         table.add_row(
             name,
             *(f"{n:,}" for n in (o.tried, o.survived, o.lost, o.wrong)),

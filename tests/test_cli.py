@@ -8,9 +8,11 @@ import zipfile
 
 import numpy as np
 import pytest
+import scipy.optimize
 
 from warmstart import ArgumentError, Store, cli, learned, optimize, using
 from warmstart.backends import Batch
+from warmstart.copying import copy
 
 
 @pytest.fixture
@@ -293,6 +295,45 @@ def test_bundles_carry_runs_and_the_near_index(tmp_path, monkeypatch):
         assert len(found.children) == 3
         assert optimize.minimize(bowl, np.zeros(2), args=(1.15,)).warm.source == "near"
         assert other.verify().sound
+
+
+@pytest.mark.parametrize("how", ["bundle", "copy", "copy to a directory and back"])
+def test_journals_move_too(tmp_path, how):
+    """A fit that was stopped goes on bit for bit where its store was moved to."""
+    plain = scipy.optimize.minimize(optimize.rosen, [-1.2, 1.0], method="Nelder-Mead")
+    calls = []
+
+    def slow(x):
+        calls.append(1)
+        if len(calls) == 60:
+            raise KeyboardInterrupt
+        return optimize.rosen(x)
+
+    def fit(store):
+        with using(store=store, journal=True, model="moved"):
+            return optimize.minimize(slow, [-1.2, 1.0], method="Nelder-Mead")
+
+    with Store(tmp_path / "a") as store:
+        with pytest.raises(KeyboardInterrupt), using(on_interrupt="raise"):
+            fit(store)
+        places = [tmp_path / "b"]
+        if how == "bundle":
+            store.export(tmp_path / "b.zip")
+            with Store(places[0]) as other:
+                other.import_(tmp_path / "b.zip")
+        elif how == "copy":
+            with Store(places[0]) as other:
+                copy(store, other, lambda done, total: None)
+        else:
+            with Store(f"dir://{tmp_path}/d") as between, Store(places[0]) as other:
+                copy(store, between, lambda done, total: None)
+                copy(between, other, lambda done, total: None)
+    with Store(places[0]) as store:
+        found = fit(store)
+    assert found.warm.source == "journal"
+    assert found.warm.replay == "exact"
+    assert found.x.tobytes() == plain.x.tobytes()
+    assert found.nfev == plain.nfev
 
 
 def test_foreign_rows_of_a_bundle_are_left_out(tmp_path):

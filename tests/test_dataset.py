@@ -241,6 +241,11 @@ class TestSafety:
         with pytest.raises(ArgumentError, match="data set is made of an array"):
             dataset(value)
 
+    def test_a_mask_is_refused(self):
+        """It would be lost."""
+        with pytest.raises(ArgumentError, match="has no mask"):
+            dataset(np.ma.array([1.0, 2.0], mask=[0, 1]))
+
     @pytest.mark.parametrize("rows", [[0.5], np.zeros((2, 2), int), ["a"], None])
     def test_what_are_no_rows_is_refused(self, rows):
         """At once, with what would do."""

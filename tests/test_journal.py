@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -529,3 +530,39 @@ def test_a_journal_that_is_none_is_refused(tmp_path):
     path.write_bytes(b"text")
     with pytest.raises(RecordError, match="is not a journal"):
         Journal(path, os.open(path, os.O_RDWR)).load()
+
+
+class TestSyncing:
+    def until(self, condition):
+        for _ in range(3000):
+            if condition():
+                return
+            time.sleep(0.01)
+        raise AssertionError("it did not come")
+
+    def test_a_thread_waits_for_the_disk(self, shelf, monkeypatch):
+        """Whether or not anything is written again; only where there is something to wait for."""
+        monkeypatch.setattr(journal, "SYNC", 0.01)
+        plain, synced = os.fdatasync, []
+        monkeypatch.setattr(os, "fdatasync", lambda fd: (synced.append(fd), plain(fd)))
+        made = shelf.create(FIT, KEY, RUN, start())
+        self.until(lambda: len(synced) == 1 and not made._unsynced)
+        made.write(b"more")
+        self.until(lambda: len(synced) == 2)
+        thread = made._pulse._thread
+        made.close()
+        assert not thread.is_alive()
+        assert len(synced) == 2
+
+    def test_a_disk_that_fails_is_told_to_who_writes_next(self, shelf, monkeypatch):
+        monkeypatch.setattr(journal, "SYNC", 0.01)
+
+        def fail(_):
+            raise OSError(errno.EIO, "the disk has failed")
+
+        monkeypatch.setattr(os, "fdatasync", fail)
+        made = shelf.create(FIT, KEY, RUN, start())
+        self.until(lambda: made._trouble is not None)
+        with pytest.raises(OSError, match="the disk has failed"):
+            made.write(b"more")
+        made.close()

@@ -464,6 +464,28 @@ class TestMemory:
         assert len(list(store.keys())) == len(list(other.keys())) == 1
 
 
+class TestRanking:
+    """The objective of a result that does not tell it is the lowest of all evaluations."""
+
+    @pytest.mark.parametrize("sigma", [None, np.linspace(0.5, 2.0, 40)])
+    @pytest.mark.parametrize("shape", [np.asarray, list], ids=["array", "list"])
+    def test_curves(self, sigma, shape):
+        """Half the sum of squares, to the last bit, whether ranked at once or one by one."""
+        t, seen = np.linspace(0.0, 3.0, 40), []
+        y = 2.0 * np.exp(-t) + 0.1 * np.cos(7.0 * t)
+
+        def curve(t, a, b):
+            values = a * np.exp(-b * t)
+            far = values - y if sigma is None else (values - y) / sigma
+            seen.append(0.5 * float(np.dot(far, far)))
+            return shape(values)
+
+        store = Store(":memory:")
+        with using(store=store, model="decay"):
+            fit = optimize.curve_fit(curve, t, y, [1.0, 2.0], sigma=sigma)
+        assert store.run_info(fit.warm.run).objective == min(seen)
+
+
 class TestLaw2:
     """The store never fails a fit."""
 

@@ -219,7 +219,7 @@ class TestStopping:
         ) as child:
             assert child.stdout.readline() == "begun\n"
             folder = tmp_path / "s" / "journals"
-            while not (sizes := [p.stat().st_size for p in folder.glob("*/*")]) or sizes[0] < 2000:
+            while not (sizes := [p.stat().st_size for p in folder.glob("*/*")]) or sizes[0] < 3500:
                 assert child.poll() is None
                 time.sleep(0.01)
             child.send_signal(number)
@@ -583,6 +583,33 @@ class TestTraps:
             with using(store=Store(":memory:"), **options):
                 result = optimize.minimize(Rosen(), X4, jac=Gradient())
             assert same(honest, result)
+
+    def test_a_curve_in_a_reused_buffer(self, store):
+        """Each set of values is recorded, also if the next one is written over it."""
+        t, buffer, calls = np.linspace(0.0, 4.0, 50), np.empty(50), []
+        y = 2.5 * np.exp(-1.3 * t) + 0.1 * np.sin(9.0 * t)
+        p0 = [1.0, 1.0]
+
+        def curve(t, a, b):
+            calls.append(a)
+            if len(calls) == stop:
+                raise KeyboardInterrupt
+            buffer[:] = a * np.exp(-b * t)
+            return buffer
+
+        stop = 0
+        honest = scipy.optimize.curve_fit(curve, t, y, p0)
+        whole, stop = len(calls), 9
+        calls.clear()
+        with using(store=store, journal=True, model="decay"):
+            with pytest.raises(KeyboardInterrupt):
+                optimize.curve_fit(curve, t, y, p0)
+            result = optimize.curve_fit(curve, t, y, p0)
+        assert result.warm.replay == "exact"
+        assert result.warm.evaluations_saved == stop - 1
+        assert len(calls) == whole + 1 + result.warm.probes
+        for ours, theirs in zip(result, honest, strict=True):
+            assert ours.tobytes() == theirs.tobytes()
 
     def test_threads_of_the_caller(self, store):
         """Where a pool decides the order, recorded evaluations are found by their points."""

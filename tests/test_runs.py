@@ -878,6 +878,8 @@ class TestSearch:
             (["what?"], "a condition is written as"),
             ([("params.a", "like", 1)], "one of eq, ne"),
             ([("color", "eq", 1)], "there is no field 'color'"),
+            (["params.a >>= 1"], "a condition is written as"),
+            (["status=compleet"], "status is one of"),
         ],
     )
     def test_wrong_conditions(self, store, where, message):
@@ -1006,6 +1008,8 @@ class TestMultistart:
         assert in_child(work)[0] == -signal.SIGKILL
         store = Store(where)
         (run,) = store.runs(status="dead")
+        assert store.runs("status=dead")[0].id == run.id
+        assert len(store.runs("status=running")) == 0
         state = run.load_state()
         assert len(state.active) == 7
         assert len(state.state) == 5

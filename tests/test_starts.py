@@ -279,6 +279,23 @@ def residuals(x, shift):
 class TestNearFits:
     """Fits that begin where others ended."""
 
+    @pytest.mark.parametrize("odd", [np.inf, -np.inf, np.nan, 1e308])
+    def test_hyperparameters_that_are_no_numbers(self, odd):
+        """Nothing is near to them; the fit is as scipy's, and nobody hears of it."""
+
+        def bowl(x, a, cap):
+            return float(np.sum((x - a) ** 2) + (0.0 if cap > 0.0 else np.sum(x**4)))
+
+        plain = scipy.optimize.minimize(bowl, np.zeros(3), args=(0.1, odd))
+        with using(store=":memory:", near=True):
+            for cap in (1.0, 10.0, odd, 5.0, odd):
+                found = optimize.minimize(bowl, np.zeros(3), args=(0.1, cap))
+        np.testing.assert_allclose(found.x, plain.x, atol=1e-4)
+        with using(store=":memory:", near=True):
+            for p in (1.0, 2.0, odd):
+                with using(hyper={"p": p}):
+                    optimize.minimize(bowl, np.zeros(3), args=(0.1, 1.0))
+
     def test_never_unless_asked(self, store):
         """Law 1: what began near is no answer to who did not ask for it; nor are its journals."""
         with using(store=store, journal=True):

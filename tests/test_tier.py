@@ -199,6 +199,9 @@ class TestWrongUse:
             Store(address, local=True, read_only=True)
         with pytest.raises(ArgumentError, match="local is True, False or a folder"):
             Store(address, local=3)
+        for wrong in ("", "redis://x", ":memory:"):
+            with pytest.raises(ArgumentError, match="local is True, False or a folder"):
+                Store(address, local=wrong)
 
     def test_by_the_environment(self, address, tmp_path, monkeypatch):
         """For all stores on servers, not for folders, and not to read only."""

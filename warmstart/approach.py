@@ -105,15 +105,16 @@ class Approach:
     def _find(self) -> tuple[Plan | None, str]:
         options, backend = self._options, self._store.backend
         try:
-            plan, why = propose(
-                self._store,
-                self._surface,
-                self._place,
-                self._bound,
-                names=options.names,
-                rows=self._rows,
-                averaged=options.averaged,
-            )
+            with np.errstate(all="ignore"):  # what is no number is no start
+                plan, why = propose(
+                    self._store,
+                    self._surface,
+                    self._place,
+                    self._bound,
+                    names=options.names,
+                    rows=self._rows,
+                    averaged=options.averaged,
+                )
         except _ODD as error:  # scipy may still make sense of it
             return None, f"no start could be predicted: {error}"
         if plan is None:

@@ -23,6 +23,7 @@ __all__ = [
     "content_of",
     "digest_array",
     "digest_buffer",
+    "digest_here",
     "head_of",
     "immutable",
     "write_array",
@@ -176,8 +177,10 @@ def digest_array(value: np.ndarray[Any, Any]) -> bytes:
     The third time that it meets a contiguous array object of 16 KiB and more it only checks
     that the bytes are the same still. Safe across threads and forks; it refers to the array weakly.
     """
-    if value.nbytes < _GUARDED or value.dtype.char in _PADDED:
+    if value.dtype.char in _PADDED:
         return _digest(value)
+    if value.nbytes < _GUARDED:  # a copy costs less than two views of it (2 of 5 us, 2026-11)
+        return blake3(value.tobytes()).digest()
     flags = value.flags
     if not (flags.c_contiguous or flags.f_contiguous):
         return _digest(value)
@@ -195,6 +198,17 @@ def digest_array(value: np.ndarray[Any, Any]) -> bytes:
     if _guard_of(value) == guard:  # else another thread is writing to it
         _seen[id(value)] = known._replace(guard=guard, digest=digest)
     return digest
+
+
+def digest_here(value: np.ndarray[Any, Any]) -> bytes:
+    """Return a digest of an array's values in C order that means something in this process only.
+
+    Of what is too small to be met again by identity: XXH3, as the guard has it, with a seed that
+    nobody knows; 0.4 us for 200 numbers instead of 2.8 (2026-11).
+    """
+    if value.nbytes < _GUARDED:
+        return xxh3_128_digest(value.tobytes(), _SEED)
+    return digest_array(value)
 
 
 def _guard_of(value: np.ndarray[Any, Any]) -> tuple[Any, ...]:

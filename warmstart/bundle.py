@@ -4,6 +4,7 @@
 ``warmstart.json``            ``{"format": 1, "records": n}``
 ``entries/KEY/RUN.SLOT``      a record, as the store has it; KEY 64 hex, RUN 32 hex digits
 ``keys/KEY``                  what the key means
+``journals/FIT/FILE``         a journal of evaluations
 ``blobs/HASH``                the bytes of an artifact
 ``rows/ROW``                  any other row: of runs, experiments, series, the near index; its key
 ===========================  ==================================================
@@ -31,6 +32,7 @@ from blake3 import blake3
 from warmstart import artifacts
 from warmstart.backends import Backend, Batch, Item
 from warmstart.errors import ArgumentError, BundleError, RecordError
+from warmstart.fingerprint import Fingerprint
 from warmstart.record import unseal
 from warmstart.rows import pages, read, read_small
 
@@ -44,15 +46,20 @@ _UNREADABLE = (
 )
 _ENTRY = re.compile(r"entries/([0-9a-f]{64})/([0-9a-f]{32})\.([bfl])")
 _KEY = re.compile(r"keys/([0-9a-f]{64})")
+_JOURNAL = re.compile(r"journals/([0-9a-f]{64})/([0-9a-f]+-[0-9a-f]+\.journal)")
 _BLOB = re.compile(r"blobs/([0-9a-f]{64})")
 _ROW = re.compile(r"rows/((?:[0-9a-f]{2}){2,480})")
-OWN = frozenset(b"abqsz")
-"""Rows that a store does not give away; blobs come with their artifacts."""
-_OTHERS = frozenset(b"cdhijlmnoprtuwxy")
+OWN = frozenset(b"abjqsz")
+"""Rows that a store does not give away as they are: blobs come with their artifacts."""
+_OTHERS = frozenset(b"cdhilmnoprtuwxy")
 
 
 def write_bundle(
-    backend: Backend, path: str | os.PathLike[str], progress: Callable[[int, int], None]
+    backend: Backend,
+    path: str | os.PathLike[str],
+    progress: Callable[[int, int], None],
+    *,
+    journals: Iterable[tuple[Fingerprint, str, bytes]],
 ) -> int:
     """Write all records to a new file, which appears under its name when it is whole.
 
@@ -89,6 +96,8 @@ def write_bundle(
                     blobs.add(made.hash)
                     with contextlib.suppress(RecordError):  # damaged: the artifact is left out
                         bundle.writestr(f"blobs/{made.hash}", artifacts.load(backend, made.hash))
+            for fit, name, content in journals:
+                bundle.writestr(f"journals/{fit}/{name}", content)
             bundle.writestr(_MANIFEST, json.dumps({"format": _FORMAT, "records": count}))
         os.replace(scratch, target)  # noqa: PTH105 (atomic, and over an existing file)
     except BaseException:
@@ -103,6 +112,8 @@ def read_bundle(
     progress: Callable[[int, int], None],
     *,
     entry_budget: int,
+    journal_budget: int,
+    keep_journal: Callable[[Fingerprint, str, bytes], object],
 ) -> tuple[int, int]:
     """Add the records of a bundle to a store.
 
@@ -123,6 +134,11 @@ def read_bundle(
             blobs = {
                 m[1]: info for info in bundle.infolist() if (m := _BLOB.fullmatch(info.filename))
             }
+            for info in bundle.infolist():
+                if named := _JOURNAL.fullmatch(info.filename):
+                    with contextlib.suppress(*_UNREADABLE):
+                        content = _bounded(bundle, info, journal_budget)
+                        keep_journal(Fingerprint(bytes.fromhex(named[1])), named[2], content)
             for done, (row, member) in enumerate(members):
                 progress(done, len(members))
                 value = _content(bundle, member, row, entry_budget)

@@ -8,17 +8,20 @@ cut off as that of any journal is.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import struct
+from collections.abc import Iterable, Iterator
 
-from warmstart.backends import Backend, Batch
+from warmstart.backends import Backend, Batch, Item
 from warmstart.errors import RecordError
 from warmstart.fingerprint import Fingerprint
-from warmstart.journal import Journal, Shelf
+from warmstart.journal import NAME, Journal, Shelf
 from warmstart.record import seal, unseal
 from warmstart.rows import pages
 
-__all__ = ["Carrier", "carried_row", "written_at"]
+__all__ = ["Carrier", "carried_row", "gather", "keep", "written_at"]
 
 _MOST = 1 << 20
 """Bytes in a row."""
@@ -36,6 +39,40 @@ def carried_row(fit: Fingerprint, name: str = "", offset: int | None = None) -> 
 def written_at(head: bytes) -> float:
     """Return when a piece was written, from the first eight bytes of its row."""
     return float(_time.unpack(head[:8])[0]) if len(head) >= 8 else 0.0
+
+
+def gather(backend: Backend, shelf: Shelf) -> Iterator[tuple[Fingerprint, str, bytes]]:
+    """Iterate over fit, name and bytes of all journals, in files and in rows."""
+    for path in shelf.paths():
+        with contextlib.suppress(OSError, ValueError):
+            yield Fingerprint(bytes.fromhex(path.parent.name)), path.name, path.read_bytes()
+    for key, pieces in itertools.groupby(
+        pages(backend, b"j", head=None), key=lambda item: item.key[:-9]
+    ):
+        if len(key) > 33:
+            yield Fingerprint(key[1:33]), key[33:].decode("ascii", "replace"), _joined(pieces)
+
+
+def keep(backend: Backend, fit: Fingerprint, name: str, content: bytes, now: float) -> bool:
+    """Put a journal into rows, unless the first of them is there; whether it was put."""
+    if not NAME.fullmatch(name):
+        return False
+    for offset in range(0, len(content), _MOST):
+        row = carried_row(fit, name, offset)
+        piece = seal(_time.pack(now) + content[offset : offset + _MOST])
+        if backend.apply(Batch({row: piece}, conditions={row: None})) is None:
+            return False
+    return True
+
+
+def _joined(pieces: Iterable[Item]) -> bytes:
+    """Return the bytes of a journal as far as they are there without a gap."""
+    whole = bytearray()
+    for item in pieces:
+        with contextlib.suppress(RecordError):
+            if int.from_bytes(item.key[-8:], "big") == len(whole):
+                whole += unseal(item.value)[8:]
+    return bytes(whole)
 
 
 class Carrier:
@@ -56,21 +93,12 @@ class Carrier:
 
     def fetch(self, shelf: Shelf) -> int:
         """Write the journals that are longer in the store than here; returns how many."""
-        files: dict[str, bytearray] = {}
-        start = len(carried_row(self._fit))
-        for item in pages(self._backend, carried_row(self._fit), head=None):
-            name = item.key[start:-9].decode("ascii", "replace")
-            whole = files.setdefault(name, bytearray())
-            try:
-                piece = unseal(item.value)[8:]
-            except RecordError:
-                continue
-            if int.from_bytes(item.key[-8:], "big") == len(whole):
-                whole += piece
+        rows = pages(self._backend, carried_row(self._fit), head=None)
         written = 0
-        for name, whole in files.items():
+        for key, pieces in itertools.groupby(rows, key=lambda item: item.key[:-9]):
+            name, whole = key[33:].decode("ascii", "replace"), _joined(pieces)
             self._sent[name] = len(whole)
-            written += shelf.replace(self._fit, name, bytes(whole))
+            written += shelf.replace(self._fit, name, whole)
         return written
 
     def send(self, journal: Journal, now: float) -> None:

@@ -234,7 +234,7 @@ def _summarize(fits: list[FitReport], seconds: float, out: Out) -> None:
     rows = [(word, counts[word], evaluations[word], saved[word]) for word in counts]
     title = f"warmstart: {len(fits)} fits in {seconds:.1f} s, about {saved_seconds:.1f} s saved"
     if not rows:
-        out.errors.print("warmstart: the script called none of the functions that remember")
+        out.errors.print("warmstart: no call of a function that remembers has come to its end")
         return
     table(out.errors, ("", "fits ", "evaluations ", "saved "), rows, title=title)
     for why in sorted({fit.why for fit in fits if fit.why}):

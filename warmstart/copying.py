@@ -25,7 +25,7 @@ class Copied(NamedTuple):
     Parameters
     ----------
     copied, present : int
-        Rows that were written and read back, and rows that were there already.
+        Rows that were written and read back, and rows that were there already; journals too.
     damaged : int
         Rows that were left out, since they are not what was written.
     """
@@ -79,6 +79,11 @@ def copy(source: Store, target: Store, progress: Callable[[int, int], None]) -> 
             waiting = []
             progress(number + 1, len(listed))
     done = _write(target.backend, waiting, done)
+    for fit, name, content in source.all_journals():
+        if target.keep_journal(fit, name, content):
+            done = done._replace(copied=done.copied + 1)
+        else:
+            done = done._replace(present=done.present + 1)
     progress(len(listed), len(listed))
     target.flush()
     return done

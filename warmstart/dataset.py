@@ -43,7 +43,7 @@ def dataset(array: Any) -> Dataset:
     Raises
     ------
     ArgumentError
-        If it has no rows, or holds objects.
+        If it has no axis for rows, a mask, or holds objects.
 
     Examples
     --------
@@ -71,6 +71,10 @@ def dataset(array: Any) -> Dataset:
     """
     if isinstance(array, Dataset):
         return array
+    if isinstance(array, np.ma.MaskedArray):
+        raise ArgumentError(
+            "a data set has no mask: fill it (array.filled(...)), or leave the masked rows out"
+        )
     try:
         values = np.asarray(array)
     except (TypeError, ValueError) as error:

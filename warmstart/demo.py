@@ -22,6 +22,7 @@ from scipy.special import expit
 
 from warmstart import optimize
 from warmstart.errors import WarmstartError
+from warmstart.fingerprint import Fingerprint
 from warmstart.store import Store
 from warmstart.warm import using
 
@@ -36,7 +37,8 @@ _TEMPERATURE = np.array(
 _DAMAGE = np.array([0, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 1.0])
 _PUBLISHED = np.array([15.0429, -0.2322])
 
-_KILL_AFTER = 60
+_KILL_AFTER = 4000
+"""Bytes in the journal: some sixty evaluations."""
 _PATIENCE = 120.0
 
 
@@ -260,24 +262,34 @@ def _growth(store: Store, note: Callable[[str], None]) -> list[DemoRow]:
 
 
 def _kill_a_fit(store: Store) -> DemoRow:
-    """Start the fit in a child, and kill that when its checkpoint is on record."""
-    before = set(store.keys())
+    """Start the fit in a child, and kill that when some of it is in its journal."""
+    shelf = store.journals
+    assert shelf is not None
+    before = set(shelf.paths())
     start = time.perf_counter()
     child = multiprocessing.get_context("spawn").Process(target=_child, args=(store,))
     child.start()
     try:
-        evaluations = 0
-        while evaluations < _KILL_AFTER:
+        size, path = 0, None
+        while size < _KILL_AFTER or path is None:
             if not child.is_alive() or time.perf_counter() - start > _PATIENCE:
-                raise WarmstartError("the child process left no checkpoint to resume from")
+                raise WarmstartError(
+                    "the child process was done before it could be killed, or has not begun: "
+                    "run the demo again"
+                )
             child.join(0.02)
-            for key in set(store.keys()) - before:
-                entry = store.latest(key)
-                evaluations = (entry.iteration or 0) if entry else 0
+            for path in set(shelf.paths()) - before:
+                size = path.stat().st_size
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
         child.join()
     finally:
         child.kill()
     seconds = time.perf_counter() - start
+    fit = Fingerprint(bytes.fromhex(path.parent.name))
+    journal = shelf.find(fit, fit).journal
+    evaluations = 0
+    if journal is not None:
+        evaluations = journal.count
+        journal.close()
     return DemoRow("Rat43 simulator", "killed", "killed", evaluations, 0, seconds, None)

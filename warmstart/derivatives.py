@@ -153,7 +153,8 @@ class Differences:
                 place = int(moved[0])
                 step = x[place] - at[place]
                 if abs(step) < 1e-4 * max(1.0, abs(at[place])):
-                    self._columns[place] = (np.asarray(value, float) - there) / step
+                    with np.errstate(all="ignore"):
+                        self._columns[place] = (np.asarray(value, float) - there) / step
                     if len(self._columns) == self._size:
                         made = np.array([self._columns[i] for i in range(self._size)])
                         self._columns = {}

@@ -31,6 +31,7 @@ import struct
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ from warmstart.codec import MAX_DECODED, decode_payload, encode_payload
 from warmstart.errors import CodecError, RecordError
 from warmstart.fingerprint import Fingerprint
 from warmstart.locks import free_in_children
+from warmstart.pulse import Pulse
 
 __all__ = [
     "NONE",
@@ -71,7 +73,11 @@ _u32 = struct.Struct("<I")
 _NUMBER = np.dtype([("channel", "u1"), ("form", "u1"), ("digest", "<u8"), ("value", "<f8")])
 _MAX_FRAME = 1 << 30
 _RUN_DIGITS = 32
+NAME = re.compile(r"[0-9a-f]+-[0-9a-f]+\.journal")
+"""What the file of a journal is called."""
 _ATTEMPTS = 3
+SYNC = 1.0
+"""Seconds between two waits for the disk: a power cut costs no more than two."""
 
 # Forms of an output.
 _FLOAT, _FLOAT64, _VECTOR, _ARRAY, _NONE, _PAIR, _TREE, OPAQUE = range(8)
@@ -356,6 +362,9 @@ class Journal:
         self._lock = threading.Lock()
         self._map: mmap.mmap | None = None
         self._named = False
+        self._unsynced = False
+        self._pulse: Pulse | None = None
+        self._trouble: OSError | None = None
 
     # Reading
 
@@ -473,10 +482,16 @@ class Journal:
     # Writing
 
     def write(self, *frames: bytes) -> None:
-        """Append frames; when this returns, SIGKILL cannot undo it."""
+        """Append frames; when this returns, SIGKILL cannot undo it.
+
+        Within a second, and the time that the disk takes, a power cut cannot either: a thread
+        waits for the disk, however long the next evaluation takes.
+        """
         raw = b"".join(frames)
         if not raw or os.getpid() != self._pid:
             return
+        if self._trouble is not None:
+            raise self._trouble
         with self._lock:
             done = 0
             while done < len(raw):
@@ -487,16 +502,27 @@ class Journal:
                         os.ftruncate(self._fd, self.size)  # half a frame would hide the next
                     raise
             self.size += len(raw)
+        self._unsynced = True
+        if self._pulse is None:
+            self._pulse = Pulse(weakref.WeakMethod(self._keep_up), SYNC).start()
+
+    def _keep_up(self) -> None:
+        try:
+            if self._unsynced:
+                self.sync()
+        except OSError as error:  # for whoever writes next
+            self._trouble = error
 
     def sync(self) -> None:
         """Return when what was written would survive a power cut."""
         if os.getpid() == self._pid:
+            self._unsynced = False
+            named, self._named = self._named, True
             os.fdatasync(self._fd)
-            if not self._named:  # a file without a name is lost all the same
+            if not named:  # a file without a name is lost all the same
                 for folder in self.path.parents:
                     with contextlib.suppress(OSError):  # one that may not be listed
                         sync_folder(folder)
-                self._named = True
 
     def delete(self) -> None:
         """Give back the disk space, when it is closed."""
@@ -509,6 +535,8 @@ class Journal:
         if self._fd < 0:
             return
         mine = os.getpid() == self._pid
+        if mine and self._pulse is not None:
+            self._pulse.stop()  # it needs the file
         if delete:
             self.delete()
         if self._map is not None:
@@ -641,6 +669,8 @@ class Shelf:
 
     def _names(self, fit: Fingerprint, key: Fingerprint) -> list[str]:
         folder = f"{self.folder}/{fit}"  # a Path costs more than the look into the folder
+        if not os.access(folder, os.F_OK):  # most fits have none: 0.7 us instead of 2 (2026-11)
+            return []
         mine = _prefix(key)
         names = [name for name in _names_in(folder) if name.endswith(".journal")]
         if len(names) > 1:
@@ -685,9 +715,7 @@ class Shelf:
         Not while somebody is writing to that, and not under a name that was not made here.
         """
         path = self.folder / str(fit) / name
-        if not re.fullmatch(r"[0-9a-f]+-[0-9a-f]+\.journal", name) or _size(str(path)) >= len(
-            content
-        ):
+        if not NAME.fullmatch(name) or _size(str(path)) >= len(content):
             return False
         for _ in range(_ATTEMPTS):  # a sweep may take the empty folder away in between
             with contextlib.suppress(FileExistsError):

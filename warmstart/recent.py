@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from warmstart.arrays import digest_array
+from warmstart.arrays import digest_here
 from warmstart.code import Absent, installed_package, references, resolve
 from warmstart.dataset import Dataset
 from warmstart.fingerprint import Fingerprint
@@ -121,7 +121,7 @@ def _bits_of(value: np.ndarray[Any, Any]) -> tuple[Any, ...]:
     # A dtype compares by content, byte order included; its name costs 0.3 us.
     if value.nbytes <= _SMALL:
         return value.dtype, value.shape, value.tobytes()
-    return value.dtype, value.shape, digest_array(value)
+    return value.dtype, value.shape, digest_here(value)
 
 
 def _content(cell: types.CellType) -> Any:

@@ -47,7 +47,7 @@ def condition(text: str) -> Condition:
     >>> condition("what ~ curve_fit")
     ('what', 'contains', 'curve_fit')
     """
-    match = re.fullmatch(r"\s*([\w. -]+?)\s*(!=|>=|<=|\^=|~|=|>|<)\s*(.*?)\s*", text)
+    match = re.fullmatch(r"\s*([\w. -]+?)\s*(!=|>=|<=|\^=|~|=|>|<)\s*([^=<>~].*?|)\s*", text)
     if match is None:
         raise ArgumentError(
             f"a condition is written as params.rate>=0.5 (=, !=, <, <=, >, >=, ~ for contains, "
@@ -76,6 +76,8 @@ def _check_condition(given: Any) -> Condition:
             f"there is no field {field!r:.60}: params.NAME, metrics.NAME, tags.NAME, or one of "
             f"{', '.join(sorted(_FIELDS))}"
         )
+    if field in {"status", "state"} and test in {"eq", "ne"} and value not in (*STATUSES, "dead"):
+        raise ArgumentError(f"{field} is one of {', '.join(STATUSES)} or dead, not {value!r:.60}")
     return field, test, value
 
 
@@ -114,7 +116,7 @@ def _value(run: Run, info: RunInfo, field: str, names: Mapping[str, str]) -> Any
         return run.document.note
     if field == "experiment":
         return names.get(info.experiment or "", info.experiment)
-    if field == "state":
+    if field in {"status", "state"}:
         return "dead" if dead(info, run.store.clock()) else info.status
     return getattr(info, field)
 

@@ -484,7 +484,7 @@ def run_info(
         experiment=None if inside is None else inside.experiment,
         parent=None if inside is None else inside.run,
         process=host.process_id(),
-        owner=host.owner(),
+        owner=host.owner() if status == "running" else "",  # whose end is known has none
         beat=now if status == "running" else None,
         **{"key": "", **facts},
     )

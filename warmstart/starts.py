@@ -291,7 +291,12 @@ class _Remembered(NamedTuple):
 def _remembered(store: Store, place: Place, start: Any, names: Names) -> list[_Remembered]:
     """Return the near fits with as many parameters, or named ones, the nearest first."""
     owners: dict[bytes, Any] = {}
-    near = neighbours(store.backend, place)
+    # An infinite hyperparameter, or one that is no number, is as far from all others as can be.
+    near = [
+        one
+        for one in neighbours(store.backend, place)
+        if np.isfinite(one.distance) and np.isfinite(one.apart)
+    ]
     found = [_remember(store, one, start, names, owners) for one in near]
     # Among many that are equally near, the one that has the scores of all rows is soon not among
     # the newest: those that were predicted from it know it.

@@ -25,6 +25,7 @@ import msgspec
 from warmstart.addresses import MEMORY, address_of, backend_at, is_remote, own_folder
 from warmstart.backends import Backend, Batch, Durability, Item
 from warmstart.bundle import read_bundle, write_bundle
+from warmstart.carrying import gather, keep
 from warmstart.codec import copier
 from warmstart.errors import (
     ArgumentError,
@@ -43,7 +44,14 @@ from warmstart.journal import Shelf
 from warmstart.learned import Cost, Saved, merge_costs, merge_saved
 from warmstart.locks import free_in_children
 from warmstart.nearby import forget
-from warmstart.record import HEAD_SIZE, Entry, EntryKind, encode_record, producer_tag
+from warmstart.record import (
+    HEAD_SIZE,
+    Entry,
+    EntryKind,
+    encode_record,
+    producer_tag,
+    read_head,
+)
 from warmstart.rows import (
     BEST,
     FINAL,
@@ -219,10 +227,11 @@ class Store(History):
         """Return the folder in front of the server, if there is to be one."""
         if local is None and self.is_shared:
             given = os.environ.get("WARMSTART_LOCAL", "")
-            local = True if given == "1" else given or False
+            local = {"": False, "0": False, "1": True}.get(given, given)
         if local is None or local is False:
             return None
-        if local is not True and not isinstance(local, (str, os.PathLike)):
+        folder = os.fspath(local) if isinstance(local, (str, os.PathLike)) else ""
+        if local is not True and (not folder or "://" in folder or folder == MEMORY):
             raise ArgumentError(f"local is True, False or a folder, not {local!r:.60}")
         if not self.is_shared:
             raise ArgumentError(
@@ -329,6 +338,16 @@ class Store(History):
             self._ahead = ahead if abs(ahead) > _AGREES else 0.0
         return time.time() + self._ahead
 
+    def all_journals(self) -> Iterator[tuple[Fingerprint, str, bytes]]:
+        """Iterate over fit, name and bytes of all journals, those of this machine among them."""
+        return gather(self.backend, self._shelf)
+
+    def keep_journal(self, fit: Fingerprint, name: str, content: bytes) -> bool:
+        """Keep a journal that comes from another store, unless one as long is there."""
+        if self.is_shared:
+            return keep(self.backend, fit, name, content, self.clock())
+        return self._shelf.replace(fit, name, content)
+
     # One fit
 
     def session(self, key: Fingerprint | FitSpec, **options: Any) -> Session:
@@ -434,7 +453,8 @@ class Store(History):
             own = None
         if entry.kind is EntryKind.CHECKPOINT:
             left = {name: slot for name, slot in own.items() if slot.item.key not in stale}
-            self._keep_own(prefix, left | {place: next(heads([Item(row, record, sequence, 0)]))})
+            slot = Slot(Item(row, b"", sequence, len(record)), read_head(record))
+            self._keep_own(prefix, left | {place: slot})
         self._count("written")
         if tier is None:
             self._settle()
@@ -459,9 +479,7 @@ class Store(History):
         with self._lock:
             if len(self._own) >= _RUNNING:
                 self._own.clear()
-            self._own[prefix] = {
-                name: Slot(slot.item._replace(value=b""), slot.head) for name, slot in own.items()
-            }
+            self._own[prefix] = own
 
     def _keep_bounds(self, written: bytes, *, size: int | None = None) -> None:
         """Sweep if the budget is exceeded, or if none has looked for expired entries lately.
@@ -798,7 +816,7 @@ class Store(History):
         progress: Callable[[int, int], None] = _silent,
     ) -> int:
         """Write all records to a portable bundle (a zip file); returns how many."""
-        return write_bundle(self.backend, path, progress)
+        return write_bundle(self.backend, path, progress, journals=self.all_journals())
 
     def import_(
         self,
@@ -815,7 +833,14 @@ class Store(History):
         BundleError
             If the file is not a bundle.
         """
-        counts = read_bundle(self.backend, path, progress, entry_budget=self.entry_budget)
+        counts = read_bundle(
+            self.backend,
+            path,
+            progress,
+            entry_budget=self.entry_budget,
+            journal_budget=self.journal_budget,
+            keep_journal=self.keep_journal,
+        )
         self._keep_bounds(b"")
         return counts
 
@@ -965,8 +990,9 @@ class Store(History):
     def _give_up(self, error: Exception) -> None:
         known, self._trouble = self._trouble, (error, time.monotonic())
         if known is None:
+            rest = "without it" if self._tier is None else f"with {self.local} alone"
             warnings.warn(
-                f"{self.address} is not used for now, fits go on without it: {error}",
+                f"{self.address} is not used for now, fits go on {rest}: {error}",
                 WarmstartWarning,
                 stacklevel=5,
             )
@@ -1033,6 +1059,8 @@ def _checked(key: Fingerprint) -> Fingerprint:
 
 def _surplus(held: list[Slot]) -> list[Slot]:
     """Return the slots of the worst runs of a key that has no room for another run."""
+    if len(held) < _MAX_RUNS:
+        return []
     tag = producer_tag(environment())
     ranked = sorted((slot for slot in held if slot.head is not None), key=lambda s: rank(s, tag))
     worst = set(list(dict.fromkeys(slot.run for slot in ranked))[_MAX_RUNS - 1 :])

@@ -39,11 +39,12 @@ _FILL = 0.9
 _ORPHAN_AGE = 86_400.0
 """Seconds for which the row of a run without entries is kept: it may still write one."""
 _BATCH = 2000
-_SHARE = 0.1
-"""Part of the budget that the history of runs keeps, whatever room entries need.
+_SHARES = (0.1, 0.5)
+"""Parts of the budget that the history of fits keeps, and what people made runs of, whatever
+room entries need: an entry can be made again, what people have logged can not.
 
-It is in the order of time, so that pages become free where it ends, while what is deleted here and
-there among entries leaves pages half empty: so it goes first.
+The history is in the order of time, so that pages become free where it ends, while what is
+deleted here and there among entries leaves pages half empty: so it goes first.
 """
 _TOLD = 600
 """Bytes, about, of the rows that tell of a key and of a run."""
@@ -183,28 +184,29 @@ def sweep(
     if backend.size() > budget:
         live.sort(key=lambda s: (s.key in stamps, stamps.get(s.key, 0.0), s.item.sequence))
         victims = [slot.item for slot in live]
-        _shorten_runs(backend, budget, spared=int(_SHARE * budget))
+        _shorten_runs(backend, budget, _SHARES)
         while victims and backend.size() > int(_FILL * budget):
             victims = _make_room(backend, victims, budget, gone)
             _delete_orphans(backend, now, ttl)
-            _shorten_runs(backend, budget, spared=int(_SHARE * budget))
+            _shorten_runs(backend, budget, _SHARES)
     _delete_orphans(backend, now, ttl)
     if backend.size() > budget:
-        _shorten_runs(backend, budget, spared=0)
+        _shorten_runs(backend, budget, (0.0, 0.0))
     return gone
 
 
-def _shorten_runs(backend: Backend, budget: int, *, spared: int) -> None:
+def _shorten_runs(backend: Backend, budget: int, shares: tuple[float, float]) -> None:
     """Delete what runs have left besides entries, the oldest first, until there is room.
 
-    The newest of it, of so many bytes as are spared, stays.
+    The newest of it stays, up to these parts of the budget for fits and for other runs.
     """
     backend.flush()
     if backend.size() <= int(_FILL * budget):
         return
-    victims = _left_by_runs(backend)
-    newest = np.cumsum([_occupied(item) for item in victims])
-    del victims[: int(np.searchsorted(newest, spared, side="right"))]
+    victims: list[Item] = []
+    for share, left in zip(shares, _left_by_runs(backend), strict=True):
+        newest = np.cumsum([_occupied(item) for item in left])
+        victims[:0] = left[int(np.searchsorted(newest, share * budget, side="right")) :]
     while victims and (excess := backend.size() - int(_FILL * budget)) > 0:
         doomed = []
         while victims and excess > 0:
@@ -229,11 +231,12 @@ def _occupied(item: Item) -> int:
     return _cost(item.size) + (0 if made is None else _cost(made.size))
 
 
-def _left_by_runs(backend: Backend) -> list[Item]:
-    """Return all that runs which are not running have left besides entries, what goes first last.
+def _left_by_runs(backend: Backend) -> tuple[list[Item], list[Item]]:
+    """Return what runs have left that are not running: those of fits, and all others.
 
-    The runs of fits go before those that people made or said something of, the oldest first; what
-    tells of a run goes after all else that it has left, and not while it has an entry.
+    Fits that people said something of are among the others. What goes first stands last: the
+    oldest; what tells of a run goes after all else that it has left, and not while it has an
+    entry.
     """
     kept = {item.key[33:49] for item in pages(backend, b"e", head=1)}
     told = list(pages(backend, b"d", head=1))
@@ -257,7 +260,9 @@ def _left_by_runs(backend: Backend) -> list[Item]:
     journals = pages(backend, b"j", head=8)
     aged += [(False, written_at(item.value), b"", -1, item) for item in journals]
     aged.sort(key=lambda one: (one[0], one[1], one[2], -one[3]), reverse=True)
-    return [item for *_, item in aged]
+    others = sum(one[0] for one in aged)
+    items = [item for *_, item in aged]
+    return items[others:], items[:others]
 
 
 def _make_room(

@@ -47,6 +47,8 @@ class Outcome:
         Whether what was lost is within law 5.
     figures : dict
         What else is worth a line: names and values.
+    troubles : list of str
+        What was lost or wrong, the first of it.
     """
 
     tried: int = 0
@@ -55,6 +57,12 @@ class Outcome:
     wrong: int = 0
     allowed: bool = True
     figures: dict[str, object] = field(default_factory=dict)
+    troubles: list[str] = field(default_factory=list)
+
+    def tell(self, where: object, *what: str) -> None:
+        """Keep what went wrong, for people; the first twenty of it."""
+        told = [f"{where}: {text.strip()[-1500:]}" for text in what]
+        self.troubles = [*self.troubles, *told][:20]
 
     @property
     def passed(self) -> bool:

@@ -79,25 +79,17 @@ def run(amount: int, seed: int, say: Say) -> Outcome:
             outcome.tried += 1
             if answer.failure:
                 outcome.wrong += 1
-                _tell(outcome, answer.item, answer.failure)
+                outcome.tell(answer.item, answer.failure)
             else:
                 wrong = answer.value["wrong"]
                 outcome.lost += answer.value["lost"]
                 outcome.wrong += bool(wrong)
                 outcome.survived += not wrong
                 counts.update(answer.value["counts"])
-                for what in wrong:
-                    _tell(outcome, answer.item, what)
+                outcome.tell(answer.item, *wrong)
             say(outcome.tried)
     outcome.figures |= counts
     return outcome
-
-
-def _tell(outcome: Outcome, damage: _Damage, what: str) -> None:
-    told = outcome.figures.setdefault("told", [])
-    assert isinstance(told, list)
-    if len(told) < 20:
-        told.append(f"{damage}: {what.strip()[-1500:]}")
 
 
 def _key(number: int) -> Fingerprint:

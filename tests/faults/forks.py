@@ -60,7 +60,6 @@ def run(amount: int, seed: int, say: Say) -> Outcome:
     """Break `amount` things."""
     outcome = Outcome()
     rng = random.Random(seed)
-    troubles: list[str] = []
     skipped = 0
     for number in range(amount):
         work = ROUNDS[number % len(ROUNDS)]
@@ -74,10 +73,8 @@ def run(amount: int, seed: int, say: Say) -> Outcome:
         outcome.tried += 1
         outcome.survived += not found
         outcome.wrong += len(found)
-        troubles += [f"{work.__name__}: {text}" for text in found]
+        outcome.tell(work.__name__, *found)
     outcome.figures = {"skipped": skipped, "readers killed": _READERS * (amount // len(ROUNDS))}
-    if troubles:
-        outcome.figures["troubles"] = troubles[:10]
     return outcome
 
 

@@ -82,9 +82,7 @@ def run(amount: int, seed: int, say: Say) -> Outcome:
             outcome.lost += found["lost"]
             outcome.wrong += bool(found["wrong"])
             outcome.survived += not found["wrong"] and not found["lost"]
-            told = outcome.figures.setdefault("told", []) if found["wrong"] else []
-            assert isinstance(told, list)
-            told += [f"{number}: {what.strip()[-1500:]}" for what in found["wrong"]]
+            outcome.tell(number, *found["wrong"])
             say(outcome.tried)
     outcome.allowed = not outcome.lost
     outcome.figures |= counts

@@ -65,10 +65,7 @@ def run(amount: int, seed: int, say: Say) -> Outcome:
             wrong = [answer.failure] if answer.failure else answer.value
             outcome.wrong += bool(wrong)
             outcome.survived += not wrong
-            if wrong:
-                told = outcome.figures.setdefault("told", [])
-                assert isinstance(told, list)
-                told += [f"{answer.item}: {what.strip()[-1500:]}" for what in wrong]
+            outcome.tell(answer.item, *wrong)
             say(outcome.tried)
     return outcome
 

@@ -58,7 +58,6 @@ def run(amount: int, seed: int, say: Say) -> Outcome:
     """Kill `amount` workers."""
     outcome = Outcome()
     rng = random.Random(seed)
-    troubles: list[str] = []
     acknowledged = 0
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         given = Path(scratch, "given")
@@ -84,15 +83,13 @@ def run(amount: int, seed: int, say: Say) -> Outcome:
             outcome.survived += 0 if lost or wrong else crew.killed
             outcome.lost += len(lost)
             outcome.wrong += len(wrong)
-            troubles += [f"epoch {epoch}: {text}" for text in (*lost, *wrong)]
+            outcome.tell(f"epoch {epoch}", *lost, *wrong)
             say(min(outcome.tried, amount))
             epoch += 1
             if not (lost or wrong):
                 shutil.rmtree(folder)
     outcome.allowed = not outcome.lost
     outcome.figures = {"acknowledged": acknowledged, "stores": epoch}
-    if troubles:
-        outcome.figures["troubles"] = troubles[:10]
     return outcome
 
 

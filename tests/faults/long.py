@@ -94,8 +94,7 @@ def run(amount: int, seed: int, say: Say) -> Outcome:
             outcome.figures = _figures(samples, files, commands)
     outcome.survived = outcome.tried - len(troubles)
     outcome.wrong = len(troubles)
-    if troubles:
-        outcome.figures["troubles"] = troubles[:10]
+    outcome.tell("load", *troubles)
     return outcome
 
 

@@ -73,27 +73,19 @@ def run(amount: int, seed: int, say: Say) -> Outcome:
                 outcome.tried += 1
                 if answer.failure:
                     outcome.wrong += 1
-                    _tell(outcome, answer.item, answer.failure)
+                    outcome.tell("/".join(answer.item.path.parts[-2:]), answer.failure)
                 else:
                     lost, wrong = answer.value["lost"], answer.value["wrong"]
                     counts.update(answer.value["counts"])
                     outcome.lost += len(lost)
                     outcome.wrong += len(wrong)
                     outcome.survived += not lost and not wrong
-                    for what in (*lost, *wrong):
-                        _tell(outcome, answer.item, what)
+                    outcome.tell("/".join(answer.item.path.parts[-2:]), *lost, *wrong)
                 say(outcome.tried)
             shutil.rmtree(folder)
     outcome.allowed = not outcome.lost
     outcome.figures |= counts
     return outcome
-
-
-def _tell(outcome: Outcome, image: Image, what: str) -> None:
-    told = outcome.figures.setdefault("told", [])
-    assert isinstance(told, list)
-    if len(told) < 20:
-        told.append(f"{image.path.parent.name}/{image.path.name}: {what.strip()[-1500:]}")
 
 
 # What is recorded

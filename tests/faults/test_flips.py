@@ -11,4 +11,4 @@ def test_damaged_files_cost_what_they_held_and_nothing_else():
     _, short = CAMPAIGNS["flips"]
     outcome = run(short, 0, lambda _done: None)
     assert outcome.tried >= short
-    assert outcome.passed, outcome.figures
+    assert outcome.passed, outcome

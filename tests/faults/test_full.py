@@ -17,4 +17,4 @@ def test_a_full_disk_harms_no_fit_and_no_record():
     _, short = CAMPAIGNS["full"]
     outcome = run(short, 0, lambda _done: None)
     assert outcome.tried == short
-    assert outcome.passed, outcome.figures
+    assert outcome.passed, outcome

@@ -11,4 +11,4 @@ def test_hostile_records_are_passed_over():
     _, short = CAMPAIGNS["hostile"]
     outcome = run(short, 0, lambda _done: None)
     assert outcome.tried == short
-    assert outcome.passed, outcome.figures
+    assert outcome.passed, outcome

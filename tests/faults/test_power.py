@@ -19,4 +19,4 @@ def test_power_cuts_cost_two_seconds_and_damage_nothing():
     _, short = CAMPAIGNS["power"]
     outcome = run(short, 0, lambda _done: None)
     assert outcome.tried == short
-    assert outcome.passed, outcome.figures
+    assert outcome.passed, outcome
