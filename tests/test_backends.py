@@ -745,3 +745,32 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60, check=False)
     assert done.returncode == 0
+
+
+def test_a_fork_while_a_thread_opens_a_store(tmp_path):
+    """However late filelock was imported, a fork and a thread that opens a store do not wait for each other."""
+    code = """
+import os, sys, threading
+from warmstart.backends.lmdb import LmdbBackend
+LmdbBackend(sys.argv[1] + "/first").get(b"k")
+held, stop = threading.Event(), threading.Event()
+def work():
+    n = 0
+    while not stop.is_set():
+        n += 1
+        held.set()
+        LmdbBackend(sys.argv[1] + f"/{n % 5}").get(b"k")
+thread = threading.Thread(target=work)
+thread.start()
+held.wait()
+for _ in range(100):
+    pid = os.fork()
+    if not pid:
+        LmdbBackend(sys.argv[1] + "/first").get(b"k")
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+stop.set()
+thread.join()
+"""
+    words = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
+    assert subprocess.run(words, timeout=60, check=False).returncode == 0

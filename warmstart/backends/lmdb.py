@@ -571,6 +571,7 @@ _registry_lock = threading.RLock()
 
 def _open(path: str, read_only: bool, map_size: int, allow_network: bool) -> _Environment:
     with _registry_lock:
+        _watch_forks()
         # A process that writes reads through the same environment: LMDB must not be opened twice.
         for mode in (False, True):
             found = _registry.get((path, mode))
@@ -605,14 +606,44 @@ def _close_all() -> None:
 # table under its parent's number, and pins pages for ever.
 
 
+#
+# filelock closes its own doors before a fork. A thread that opens a store holds the registry and
+# waits at these, so the registry has to be taken first: hooks run in the reverse order in which
+# they are registered, and these are registered when filelock is there.
+
+_watching = False
+_stopped = False
+
+
+def _watch_forks() -> None:
+    """Register what is done around forks; call with the registry locked."""
+    global _watching  # noqa: PLW0603 (once a process)
+    if _watching or not hasattr(os, "register_at_fork"):
+        return
+    import filelock  # noqa: F401, PLC0415 (see above)
+
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )
+    _watching = True
+
+
 def _before_fork() -> None:
+    global _stopped  # noqa: PLW0603 (the registry is locked)
     _registry_lock.acquire()
     for environment in _registry.values():
         for half in environment.halves.values():
             half.gate.close()
+    _stopped = True
 
 
 def _after_fork_in_parent() -> None:
+    global _stopped  # noqa: PLW0603 (the registry is locked)
+    if not _stopped:
+        return  # registered while the fork was under way
+    _stopped = False
     for environment in _registry.values():
         for half in environment.halves.values():
             half.gate.open()
@@ -620,17 +651,11 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
+    global _registry_lock, _stopped  # noqa: PLW0603 (the only thread)
+    _stopped = False
     for environment in _registry.values():
         environment.gone = True
         for half in environment.halves.values():
             half.close()
     _registry.clear()
-    _registry_lock.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
-    )
+    _registry_lock = threading.RLock()
