@@ -15,7 +15,7 @@ class Calls:
 
     def __getattr__(self, name):
         found = getattr(self.backend, name)
-        if name not in {"get", "scan", "apply", "version", "size", "lock", "flush"}:
+        if name not in {"get", "scan", "apply", "version", "size", "lock", "flush", "now"}:
             return found
 
         def call(*args, **kwargs):

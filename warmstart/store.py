@@ -362,6 +362,10 @@ class Store(History):
             return keep(self.backend, fit, name, content, self.clock())
         return self._shelf.replace(fit, name, content)
 
+    def _about_now(self) -> float:
+        """Return the time for a look-up: a hit in the folder before a server asks nobody for it."""
+        return self.clock() if self._before is None else time.time() + self._ahead
+
     # One fit
 
     def session(self, key: Fingerprint | FitSpec, **options: Any) -> Session:
@@ -579,7 +583,7 @@ class Store(History):
         if entry is None or self._expired(digest, entry.written):
             self._count("misses")
             return None
-        now = self.clock()
+        now = self._about_now()
         with self._lock:
             self.counters["hits"] += 1
             self._used[digest] = now
@@ -681,7 +685,7 @@ class Store(History):
     def _expired(self, key: bytes, written: float) -> bool:
         if self.ttl is None:
             return False
-        edge = self.clock() - self.ttl
+        edge = self._about_now() - self.ttl
         if written >= edge or self._used.get(key, 0.0) >= edge:
             return False
         if (read_small(self.backend.get(stamp_row(key)), float) or 0.0) >= edge:
