@@ -364,7 +364,8 @@ class Store(History):
 
     def _about_now(self) -> float:
         """Return the time for a look-up: a hit in the folder before a server asks nobody for it."""
-        return self.clock() if self._before is None else time.time() + self._ahead
+        asks = self._before is None or self._clock is not None
+        return self.clock() if asks else time.time() + self._ahead
 
     # One fit
 
