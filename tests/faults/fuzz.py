@@ -11,6 +11,7 @@ The amount is in seconds, *tried* are inputs, *wrong* the targets that were brok
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import io
 import os
@@ -31,6 +32,7 @@ from faults.campaign import Outcome, Say
 from warmstart.backends import Item
 from warmstart.backends.memory import MemoryBackend
 from warmstart.bundle import read_bundle
+from warmstart.carrying import keep
 from warmstart.codec import encode_payload
 from warmstart.errors import BundleError, CodecError, RecordError
 from warmstart.journal import loads
@@ -87,7 +89,14 @@ def bundle(data: bytes) -> None:
         file.write(raw)
         file.flush()
         with contextlib.suppress(BundleError):
-            read_bundle(backend, file.name, lambda _done, _total: None, entry_budget=_BUDGET)
+            read_bundle(
+                backend,
+                file.name,
+                lambda _done, _total: None,
+                entry_budget=_BUDGET,
+                journal_budget=_BUDGET,
+                keep_journal=functools.partial(keep, backend, now=0.0),
+            )
     for item in pages(backend, b"e", head=None):
         read(item)  # nothing that cannot be read was let in
 
@@ -109,8 +118,14 @@ def zipped(data: bytes) -> bytes:
                 made.writestr(name, whole)
             elif kind < 150:
                 made.writestr(f"keys/{digits}", seal(content))
-            elif kind < 200:
+            elif kind < 170:
                 made.writestr("x" + content[:40].decode("latin-1"), content)
+            elif kind < 180:
+                made.writestr(f"rows/{content[:20].hex()}", seal(content[20:]))
+            elif kind < 190:
+                made.writestr(f"blobs/{blake3(content).hexdigest()}", content)
+            elif kind < 200:
+                made.writestr(f"journals/{digits}/{digits[:16]}-{digits[:32]}.journal", content)
             else:
                 made.writestr("warmstart.json", content)
     return out.getvalue()
