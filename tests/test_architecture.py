@@ -47,6 +47,7 @@ FLOORS = [
     ["plots", "lineage", "models"],
     ["recent", "rewarn", "surfaces", "predictors"],
     ["predictors.nearest", "predictors.path", "predictors.gauss_newton", "predictors.influence"],
+    ["recorded"],
     ["recording", "predictors.regression", "predictors.quadratic"],
     ["starts"],
     ["derivatives"],

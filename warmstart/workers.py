@@ -20,7 +20,8 @@ from xxhash import xxh3_64_intdigest
 import warmstart.journal as files
 from warmstart.errors import ArgumentError
 from warmstart.journal import pack_value
-from warmstart.recording import Recorded, Recorder, own, pack_head
+from warmstart.recorded import Recorded, own, pack_head
+from warmstart.recording import Recorder
 
 __all__ = ["OrderedMap"]
 
