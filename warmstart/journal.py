@@ -76,7 +76,7 @@ _RUN_DIGITS = 32
 NAME = re.compile(r"[0-9a-f]+-[0-9a-f]+\.journal")
 """What the file of a journal is called."""
 _ATTEMPTS = 3
-SYNC = 1.0
+SYNC = 0.5
 """Seconds between two waits for the disk: a power cut costs no more than two."""
 
 # Forms of an output.
@@ -361,7 +361,8 @@ class Journal:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._map: mmap.mmap | None = None
-        self._named = False
+        self._named: Path | None = None
+        self._syncing = threading.Lock()
         self._unsynced = False
         self._pulse: Pulse | None = None
         self._trouble: OSError | None = None
@@ -484,7 +485,7 @@ class Journal:
     def write(self, *frames: bytes) -> None:
         """Append frames; when this returns, SIGKILL cannot undo it.
 
-        Within a second, and the time that the disk takes, a power cut cannot either: a thread
+        Within half a second, and the time that the disk takes, a power cut cannot either: a thread
         waits for the disk, however long the next evaluation takes.
         """
         raw = b"".join(frames)
@@ -516,13 +517,14 @@ class Journal:
     def sync(self) -> None:
         """Return when what was written would survive a power cut."""
         if os.getpid() == self._pid:
-            self._unsynced = False
-            named, self._named = self._named, True
-            os.fdatasync(self._fd)
-            if not named:  # a file without a name is lost all the same
-                for folder in self.path.parents:
-                    with contextlib.suppress(OSError):  # one that may not be listed
-                        sync_folder(folder)
+            with self._syncing:  # whoever comes second returns when all of it is done
+                self._unsynced, path = False, self.path
+                os.fdatasync(self._fd)
+                if path != self._named:  # a file without a name is lost all the same
+                    for folder in path.parents:
+                        with contextlib.suppress(OSError):  # one that may not be listed
+                            sync_folder(folder)
+                    self._named = path
 
     def delete(self) -> None:
         """Give back the disk space, when it is closed."""
@@ -552,7 +554,6 @@ class Journal:
         path = self.path.with_name(_file_name(key, self.path.stem[-_RUN_DIGITS:]))
         if path != self.path:
             self.path.rename(path)
-            self._named = False
             with _guard:
                 _held.discard(str(self.path))
                 _held.add(str(path))
