@@ -16,11 +16,11 @@ Say = Callable[[int], None]
 """Told how many of the amount are done."""
 
 CAMPAIGNS: dict[str, tuple[int, int]] = {
-    "power": (5000, 120),
-    "flips": (20_000, 400),
+    "power": (5000, 60),
+    "flips": (20_000, 200),
     "full": (300, 6),
-    "hostile": (5000, 60),
-    "fuzz": (600, 20),
+    "hostile": (5000, 30),
+    "fuzz": (600, 8),
     "kills": (2_000, 60),
     "histories": (1_000, 20),
     "long": (3_600, 120),
