@@ -103,15 +103,30 @@ class TestNear:
         assert store.best(spec.key).payload == 1.0
         store.close()
 
-    def test_the_folder_is_bounded(self, address, tmp_path, monkeypatch):
-        from warmstart import tier
-
-        monkeypatch.setattr(tier, "_SWEEP_EVERY", 10)
+    def test_the_folder_is_bounded(self, address, tmp_path):
+        """By what the server has; the last ones stay."""
         store = Store(address, local=tmp_path, size_budget=1 << 20)
-        for i in range(60):
-            store.session(FitSpec(model=i)).finalize(np.random.default_rng(i).random(4000))
-        store._tier.near.flush()
-        assert store._tier.near.size() <= 1.2 * (1 << 20)
+        specs = [FitSpec(model=i) for i in range(96)]
+        for i, spec in enumerate(specs):
+            store.session(spec).finalize(np.random.default_rng(i).random(4000))
+        near = store._tier.near
+        near.flush()
+        assert near.size() <= 1.6 * (1 << 20)  # it looks once in sixteen writes
+        assert near.scan(entry_row(specs[-1].key))
+        assert not near.scan(entry_row(specs[0].key))
+        store.close()
+
+    def test_damage_is_not_sent(self, address, tmp_path):
+        store = Store(address, local=tmp_path)
+        session = store.session(FitSpec(model="damaged"))
+        session.checkpoint(1.0, objective=1.0)
+        row = entry_row(session.key, session.run_id, b"b")
+        store._tier.near.apply(Batch({row: b"damaged"}))
+        store.flush()
+        assert Store(address).backend.get(row) is None
+        assert store.best(session.key) is None
+        store._settle(now=True)
+        assert store._tier.near.get(row) is None
         store.close()
 
 
@@ -139,6 +154,26 @@ class TestWithoutServer:
         assert again.stats().waiting == 0
         assert Store(address).stats().finals == 2
         again.close()
+
+    def test_what_waits_is_not_evicted(self, address, tmp_path):
+        """Law 5: whatever the budget, until the server has it."""
+        store = Store(address, local=tmp_path, size_budget=1 << 20)
+        calls = watched(store)
+        calls.dead = True
+        specs = [FitSpec(model=i) for i in range(64)]
+        with pytest.warns(WarmstartWarning, match="does not answer"):
+            for i, spec in enumerate(specs):
+                assert store.session(spec).finalize(np.random.default_rng(i).random(4000))
+        assert store._tier.waiting() == 64
+        before = calls.count
+        assert store._tier.deliver() == 64  # nobody is asked while it is known to be dead
+        assert calls.count == before
+        calls.dead = False
+        store._trouble = None  # a minute later
+        store.flush()
+        there = Store(address, size_budget=1 << 30)
+        assert all(there.best(spec.key) is not None for spec in specs)
+        store.close()
 
     def test_flush_says_what_was_not_sent(self, address, tmp_path):
         store = Store(address, local=tmp_path)

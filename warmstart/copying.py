@@ -9,8 +9,7 @@ from warmstart import artifacts
 from warmstart.backends import Backend, Batch, Item
 from warmstart.bundle import OWN
 from warmstart.errors import RecordError
-from warmstart.record import unseal
-from warmstart.rows import pages, read, read_small
+from warmstart.rows import is_sound, pages, read_small
 from warmstart.store import Store
 
 __all__ = ["Copied", "copy"]
@@ -68,7 +67,7 @@ def copy(source: Store, target: Store, progress: Callable[[int, int], None]) -> 
         item = source.backend.get(key)
         if item is None:
             continue
-        if not _is_sound(item):
+        if not is_sound(item):
             done = done._replace(damaged=done.damaged + 1)
         elif key[:1] == b"c":
             done = _copy_artifact(source, target.backend, item, done)
@@ -87,17 +86,6 @@ def copy(source: Store, target: Store, progress: Callable[[int, int], None]) -> 
     progress(len(listed), len(listed))
     target.flush()
     return done
-
-
-def _is_sound(item: Item) -> bool:
-    try:
-        if item.key[:1] == b"e":
-            read(item)
-        else:
-            unseal(item.value)
-    except RecordError:
-        return False
-    return True
 
 
 def _write(backend: Backend, items: list[Item], done: Copied) -> Copied:

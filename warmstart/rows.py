@@ -64,6 +64,7 @@ __all__ = [
     "heads",
     "info_row",
     "is_row",
+    "is_sound",
     "pages",
     "pin_row",
     "rank",
@@ -265,6 +266,18 @@ def read(item: Item) -> Entry:
     if not item.key.startswith(entry_row(entry.key, entry.run)):
         raise RecordError("stands in a row that is not its own")
     return entry
+
+
+def is_sound(item: Item) -> bool:
+    """Whether a whole row is as it was written."""
+    try:
+        if item.key[:1] == b"e":
+            read(item)
+        else:
+            unseal(item.value)
+    except RecordError:
+        return False
+    return True
 
 
 def rank(slot: Slot, tag: bytes) -> tuple[bool, float, int]:

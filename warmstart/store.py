@@ -246,7 +246,7 @@ class Store(History):
         self._lock = threading.Lock()
         free_in_children(self, "_lock")
         self._used: dict[bytes, float] = {}
-        self._damaged: dict[bytes, int] = {}
+        self._damaged: dict[bytes, tuple[Backend, int]] = {}
         self._recent: dict[Any, _Kept | None] = {}
         self._own: dict[bytes, dict[bytes, Slot]] = {}
         self._absent: tuple[bytes, object] | None = None
@@ -466,7 +466,10 @@ class Store(History):
                 sequence = self.backend.apply(batch, durability)
             else:
                 indexed = entry.key.digest if rows else None
-                sequence = tier.apply(entry.run, batch, indexed=indexed, durability=durability)
+                now = self._about_now()
+                sequence = tier.apply(
+                    entry.run, batch, now=now, indexed=indexed, durability=durability
+                )
             if sequence is not None:
                 break
             own = None
@@ -568,7 +571,11 @@ class Store(History):
         kept = self._recent.get(name)
         version = self._front.version()
         copied = None
-        if kept is not None and (kept.version == version or self._is_unchanged(key, kept.entry)):
+        if (
+            kept is not None
+            and (kept.version == version or self._is_unchanged(key, kept.entry))
+            and not self._expired(digest, kept.entry.written, self._front)
+        ):
             entry: Entry | None = kept.entry
             copied = kept.copied
             if kept.version != version:
@@ -581,7 +588,7 @@ class Store(History):
             lasts = self._tier is None or (entry is not None and entry.kind is EntryKind.FINAL)
             if entry is not None and size <= _SMALL and lasts:
                 copied = self._keep_recent(name, version, entry)
-        if entry is None or self._expired(digest, entry.written):
+        if entry is None:
             self._count("misses")
             return None
         now = self._about_now()
@@ -616,7 +623,7 @@ class Store(History):
             candidates = (slot.item for slot in self._sorted(key, producer, order, backend))
         for item in candidates:
             entry = self._read(item, producer, backend)
-            if entry is not None and not self._expired(key.digest, entry.written):
+            if entry is not None and not self._expired(key.digest, entry.written, backend):
                 return entry, item.size
         return None, 0 if items else -1
 
@@ -654,7 +661,7 @@ class Store(History):
             if slot.head is not None:
                 readable.append(slot)
             else:
-                self._unreadable(slot)
+                self._unreadable(slot, backend)
         if len(readable) > 1:
             tag = producer_tag(producer)
             readable.sort(key=lambda slot: order(slot, tag))
@@ -670,28 +677,29 @@ class Store(History):
         try:
             entry = read(item)
         except RecordError as error:
-            self._unreadable(Slot(item, None, newer=isinstance(error, RecordVersionError)))
+            newer = isinstance(error, RecordVersionError)
+            self._unreadable(Slot(item, None, newer=newer), backend)
             return None
         if entry.kind is EntryKind.FINAL and entry.producer != producer:
             return msgspec.structs.replace(entry, kind=EntryKind.CHECKPOINT)
         return entry
 
-    def _unreadable(self, slot: Slot) -> None:
+    def _unreadable(self, slot: Slot, backend: Backend) -> None:
         """Count a record that cannot be read; one that is damaged goes with the next write."""
         self._count("newer" if slot.newer else "damaged")
         if not slot.newer:
             with self._lock:
-                self._damaged[slot.item.key] = slot.item.sequence
+                self._damaged[slot.item.key] = backend, slot.item.sequence
 
-    def _expired(self, key: bytes, written: float) -> bool:
+    def _expired(self, key: bytes, written: float, backend: Backend) -> bool:
         if self.ttl is None:
             return False
         edge = self._about_now() - self.ttl
         if written >= edge or self._used.get(key, 0.0) >= edge:
             return False
-        if (read_small(self.backend.get(stamp_row(key)), float) or 0.0) >= edge:
+        if (read_small(backend.get(stamp_row(key)), float) or 0.0) >= edge:
             return False
-        return self.backend.get(pin_row(key)) is None
+        return backend.get(pin_row(key)) is None
 
     # Keys
 
@@ -767,7 +775,7 @@ class Store(History):
         if self._tier is None:
             self.backend.apply(Batch(rows))
         else:
-            self._tier.apply(info.run, Batch(rows))
+            self._tier.apply(info.run, Batch(rows), now=self._about_now())
 
     def pin(self, key: Fingerprint, *, pinned: bool = True) -> None:
         """Keep a key's entries whatever the budget and their age, or no longer."""
@@ -938,9 +946,11 @@ class Store(History):
             if saved.hits:
                 merge_saved(self.backend, int(self.clock() // 86_400), saved)
         stamps = {stamp_row(key): small(at) for key, at in used.items()}
+        if self._before is not None and self._before.is_open:
+            self._before.near.apply(Batch(stamps))  # it makes room by them, too
         self.backend.apply(Batch(stamps))
-        for row, sequence in damaged.items():
-            self.backend.apply(Batch(deletes=[row], conditions={row: sequence}))
+        for row, (backend, sequence) in damaged.items():
+            backend.apply(Batch(deletes=[row], conditions={row: sequence}))
 
     def _count(self, event: str, by: int = 1) -> None:
         with self._lock:

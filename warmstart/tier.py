@@ -22,7 +22,7 @@ from warmstart.backends.lmdb import LmdbBackend
 from warmstart.fingerprint import Fingerprint
 from warmstart.nearby import forget
 from warmstart.pulse import Pulse
-from warmstart.rows import entry_row, pages, read_small, small, summary_row
+from warmstart.rows import entry_row, is_sound, pages, read_small, small, summary_row
 from warmstart.upkeep import sweep
 
 __all__ = ["Tier"]
@@ -31,7 +31,10 @@ _EVERY = 2.0
 """Seconds between two deliveries of what waits."""
 _DEADLINE = 2.0
 """Seconds after which a delivery makes a pause, whatever still waits."""
-_SWEEP_EVERY = 1000
+_SWEEP_EVERY = 1024
+"""Writes of a process between two looks for what has expired."""
+_SIZED_EVERY = 16
+"""Writes of a process between two looks at the size of the folder."""
 
 
 class _Waiting(msgspec.Struct, frozen=True):
@@ -98,10 +101,24 @@ class Tier:
         run: str,
         batch: Batch,
         *,
+        now: float,
         indexed: bytes | None = None,
         durability: Durability = Durability.PROCESS,
     ) -> int | None:
         """Write rows of a run here, and note that they are to be sent; no round trip.
+
+        Parameters
+        ----------
+        run : str
+            Its id.
+        batch : Batch
+            Rows, and conditions on what is here.
+        now : float
+            By the clock of the store.
+        indexed : bytes, optional
+            The key of a fit whose earlier rows in the near index are to go.
+        durability : Durability
+            Of the folder.
 
         Returns
         -------
@@ -127,12 +144,21 @@ class Tier:
             moved = self.near.get(row)
             if (None if moved is None else moved.sequence) == unmoved[row]:
                 return None
-        self._writes += 1
-        if self._writes % _SWEEP_EVERY == 0:
-            sweep(self.near, now=time.time(), ttl=self._ttl, budget=self._budget)
+        self._keep_bounds(now)
         if self._pulse is None or not self._pulse.is_alive:  # or this is a forked child
             self._pulse = Pulse(weakref.WeakMethod(self.deliver), _EVERY).start()
         return sequence
+
+    def _keep_bounds(self, now: float) -> None:
+        """Make room if need be; not by what the server does not have yet."""
+        due = self._writes % _SWEEP_EVERY == _SWEEP_EVERY - 1
+        full = self._writes % _SIZED_EVERY == 0 and self.near.size() > self._budget
+        self._writes += 1
+        if due or full:
+            with self.near.lock("sweep", timeout=0.0) as got:
+                if got:  # else somebody is at it
+                    waiting = {item.key[1:] for item in pages(self.near, b"q", head=1)}
+                    sweep(self.near, now=now, ttl=self._ttl, budget=self._budget, runs=waiting)
 
     def keep(self, rows: Mapping[bytes, bytes]) -> None:
         """Keep rows of the server here, to be answered without it."""
@@ -149,10 +175,12 @@ class Tier:
         One round trip a run.
         """
         guard = self._guard()
+        if guard is None or not guard(lambda: True, False, writes=True):
+            return self.waiting()  # it is known to be out of order
         deadline = time.monotonic() + _DEADLINE
         items = sorted(pages(self.near, b"q", head=None), key=lambda item: item.sequence)
-        if not items or guard is None:
-            return len(items)
+        if not items:
+            return 0
         with self.near.lock("deliver", timeout=_DEADLINE) as got:
             for sent, item in enumerate(items):
                 late = time.monotonic() > deadline
@@ -165,7 +193,7 @@ class Tier:
         waiting = read_small(item, _Waiting)
         if waiting is not None:
             found = [self.near.get(key) for key in waiting.puts]
-            puts = {one.key: one.value for one in found if one is not None}
+            puts = {one.key: one.value for one in found if one is not None and is_sound(one)}
             if waiting.indexed is not None:
                 forget(self._remote, waiting.indexed)
             self._remote.apply(Batch(puts, [key for key in waiting.deletes if key not in puts]))

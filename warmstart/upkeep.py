@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -136,6 +136,7 @@ def sweep(
     ttl: float | None,
     budget: int,
     keep: bytes = b"",
+    runs: Container[bytes] = (),
 ) -> Counter[str]:
     """Delete what is damaged, then what is expired, then what the budget has no room for.
 
@@ -151,6 +152,8 @@ def sweep(
         Bytes; if exceeded, entries go until a tenth of it is free.
     keep : bytes
         Prefix of rows that stay whatever happens: what was just written.
+    runs : container of bytes
+        Ids of runs (16 bytes) of which everything stays.
 
     Returns
     -------
@@ -171,7 +174,8 @@ def sweep(
     live: list[Slot] = []
     doomed: list[tuple[Item, str]] = []
     for slot in heads(pages(backend, b"e")):
-        spared = slot.newer or slot.key in pins or (keep and slot.item.key.startswith(keep))
+        spared = slot.newer or slot.key in pins or slot.item.key[33:49] in runs
+        spared = spared or (keep != b"" and slot.item.key.startswith(keep))
         if slot.head is None and not slot.newer:
             doomed.append((slot.item, "damaged"))
         elif slot.head is not None and not spared:
@@ -184,18 +188,24 @@ def sweep(
     if backend.size() > budget:
         live.sort(key=lambda s: (s.key in stamps, stamps.get(s.key, 0.0), s.item.sequence))
         victims = [slot.item for slot in live]
-        _shorten_runs(backend, budget, _SHARES)
+        _shorten_runs(backend, budget, _SHARES, now, runs)
         while victims and backend.size() > int(_FILL * budget):
             victims = _make_room(backend, victims, budget, gone)
             _delete_orphans(backend, now, ttl)
-            _shorten_runs(backend, budget, _SHARES)
+            _shorten_runs(backend, budget, _SHARES, now, runs)
     _delete_orphans(backend, now, ttl)
     if backend.size() > budget:
-        _shorten_runs(backend, budget, (0.0, 0.0))
+        _shorten_runs(backend, budget, (0.0, 0.0), now, runs)
     return gone
 
 
-def _shorten_runs(backend: Backend, budget: int, shares: tuple[float, float]) -> None:
+def _shorten_runs(
+    backend: Backend,
+    budget: int,
+    shares: tuple[float, float],
+    now: float,
+    spared: Container[bytes],
+) -> None:
     """Delete what runs have left besides entries, the oldest first, until there is room.
 
     The newest of it stays, up to these parts of the budget for fits and for other runs.
@@ -204,7 +214,7 @@ def _shorten_runs(backend: Backend, budget: int, shares: tuple[float, float]) ->
     if backend.size() <= int(_FILL * budget):
         return
     victims: list[Item] = []
-    for share, left in zip(shares, _left_by_runs(backend), strict=True):
+    for share, left in zip(shares, _left_by_runs(backend, now, spared), strict=True):
         newest = np.cumsum([_occupied(item) for item in left])
         victims[:0] = left[int(np.searchsorted(newest, share * budget, side="right")) :]
     while victims and (excess := backend.size() - int(_FILL * budget)) > 0:
@@ -231,31 +241,32 @@ def _occupied(item: Item) -> int:
     return _cost(item.size) + (0 if made is None else _cost(made.size))
 
 
-def _left_by_runs(backend: Backend) -> tuple[list[Item], list[Item]]:
-    """Return what runs have left that are not running: those of fits, and all others.
+def _left_by_runs(
+    backend: Backend, now: float, spared: Container[bytes]
+) -> tuple[list[Item], list[Item]]:
+    """Return what runs have left that are over: those of fits, and those that have a document.
 
-    Fits that people said something of are among the others. What goes first stands last: the
-    oldest; what tells of a run goes after all else that it has left, and not while it has an
-    entry.
+    What goes first stands last: the oldest; what tells of a run goes after all else that it has
+    left, and not while it has an entry. A run that was killed is over when it has given no sign
+    of life for a day.
     """
     kept = {item.key[33:49] for item in pages(backend, b"e", head=1)}
     told = list(pages(backend, b"d", head=1))
-    running, ended, fits = set(), [], set()
+    people = {item.key[1:17] for item in told}
+    running, ended = set(), []
     for item in pages(backend, info_row(""), head=None):
         info = read_small(item, RunInfo)
-        if info is not None and info.status == "running":
+        runs = info is not None and info.status == "running"
+        if info is not None and runs and (info.beat or info.started) > now - _ORPHAN_AGE:
             running.add(item.key[1:])
         else:
             ended.append(item)
-            if info is not None and info.key:
-                fits.add(item.key[1:])
-    fits -= {item.key[1:17] for item in told}
     found = [item for letter, head in _LEFT.items() for item in pages(backend, letter, head=head)]
     found += [item for item in (*told, *ended) if item.key[1:] not in kept]
     aged = [
-        (run not in fits, _started(run), run, "rd".find(chr(item.key[0])), item)
+        (run in people, _started(run), run, "rd".find(chr(item.key[0])), item)
         for item in found
-        if (run := item.key[1:17]) not in running
+        if (run := item.key[1:17]) not in running and run not in spared
     ]
     journals = pages(backend, b"j", head=8)
     aged += [(False, written_at(item.value), b"", -1, item) for item in journals]
