@@ -222,6 +222,8 @@ class TestSafety:
                 view.flags.writeable = True
         with pytest.raises(ArgumentError, match="cannot be written to"):
             data += 1.0
+        with pytest.raises(ArgumentError, match="cannot be written to"):
+            data[0] = 1.0
         data.array.shape = (120,)
         assert data.array.shape == (40, 3)
         np.testing.assert_array_equal(data, before[0])

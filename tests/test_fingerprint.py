@@ -695,6 +695,12 @@ class TestFitSpec:
             spec().part("rng")
         with pytest.raises(ArgumentError, match="parameters"):
             FitSpec(model={"parameters": 1})
+        for wrong in (None, 3, True, 2.5):
+            with pytest.raises(ArgumentError, match=f"model is what is fitted.*not {wrong}"):
+                FitSpec(model=wrong)
+        for wrong in (3.5, "xy", [1, 2], True):
+            with pytest.raises(ArgumentError, match="parameters is how many"):
+                FitSpec(model="m", parameters=wrong)
         with pytest.raises(ArgumentError, match="FitSpec"):
             spec().explain("key")
         with pytest.raises(FingerprintError, match=r"^options\['a'\]: "):

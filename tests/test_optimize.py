@@ -21,6 +21,7 @@ from warmstart import (
     ArgumentError,
     EntryKind,
     Store,
+    StoreError,
     Warm,
     WarmstartWarning,
     optimize,
@@ -382,6 +383,21 @@ class TestMemory:
             "final",
         ]
 
+    def test_a_failed_fit_says_so_before_the_store_does(self, tmp_path):
+        """What a caller hears of is the fit's own exception, though a strict store has another."""
+        (tmp_path / "file").write_text("not a folder")
+        strict, lock = Store(tmp_path / "file", strict=True), threading.Lock()
+
+        def fun(p):
+            with lock:
+                raise ZeroDivisionError
+
+        with pytest.warns(WarmstartWarning), using(store=strict):
+            with pytest.raises(ZeroDivisionError):
+                optimize.minimize(fun, [1.0, 2.0])
+            with pytest.raises(StoreError):
+                optimize.minimize(lambda p: (lock.locked(), p @ p)[1], [1.0, 2.0])
+
     def test_a_named_model_with_edited_code_is_a_start(self, store):
         """Under a name, the result of other code is a start and no answer."""
         warm = Warm(store=store, model="mine", data=Y)
@@ -643,6 +659,7 @@ class TestOptions:
             ({"model": ""}, "model is a name"),
             ({"model": 7}, "model is a name"),
             ({"hyper": [1]}, "hyper is a mapping"),
+            ({"hyper": {1: 2.0}}, "hyper is a mapping of names"),
             ({"callbacks": "never"}, "callbacks is"),
             ({"refit": "yes"}, "refit is True or False"),
             ({"enabled": 1}, "enabled is True or False"),

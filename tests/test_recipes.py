@@ -164,6 +164,8 @@ class TestResampling:
         assert not bootstrap(fit, (X, Y), 40, rng=7).nfev.any()
         with pytest.raises(ArgumentError, match="between 0 and 1"):
             found.confidence_interval(95)
+        with pytest.raises(ArgumentError, match="between 0 and 1, not 'x'"):
+            found.confidence_interval("x")
 
     def test_jackknife(self, store):
         """For a mean: the textbook's standard error, and no bias."""
@@ -205,8 +207,17 @@ class TestRefusals:
             (lambda: fit_folds(fit, 2.5, (X, Y)), "cv is a number of folds, a splitter"),
             (lambda: fit_folds(fit, 3, X), r"write data=\(x, y\)"),
             (lambda: bootstrap(fit, (X, Y[:5]), 3), "first axis in common"),
-            (lambda: bootstrap(fit, (X, Y), 0), "n is a number from 1 up, not 0"),
+            (lambda: bootstrap(fit, (X, Y), 0), "n is a number of replicates from 1 up, not 0"),
+            (lambda: bootstrap(fit, (X, Y), 3, rng="x"), "rng is a number from 0 up"),
             (lambda: jackknife(fit, ()), "first axis in common"),
+            (lambda: jackknife(fit, (X[:1],)), "two rows or more.*these have 1 rows"),
+            (lambda: fit_folds(fit, "5", (X, Y)), "cv is a number of folds.*not '5'"),
+            (lambda: fit_folds(fit, [1, 2], (X, Y)), r"pairs \(train, test\) of row numbers"),
+            (lambda: fit_folds(fit, [([0, 500], [1])], (X, Y)), "500 is out of bounds"),
+            (lambda: fit_folds(fit, 3, (X, Y), score=3), "score is a function.*not int"),
+            (lambda: fit_path(fit, [1.0], n_jobs="x"), "n_jobs is a number of processes"),
+            (lambda: fit_path(fit, [1.0], n_jobs=0), "n_jobs is a number of processes"),
+            (lambda: fit_path(fit, [1.0], progress="x"), "progress is True or False"),
             (lambda: profile(np.sum, [1.0], 0, [1.0]), "at least two parameters"),
             (
                 lambda: profile(np.sum, [1.0, 2.0], 2, [1.0]),

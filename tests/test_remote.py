@@ -627,6 +627,12 @@ class TestTrouble:
             ("postgresql://localhost/x?store=a-b", "store= is letters"),
             ("dir://relative/path", "not a kind|dir:///absolute"),
             ("mysql://x", "not a kind of store"),
+            ("dir:///shared/folder?x=1", "dir:///absolute"),
+            ("redis://localhost/abc", "number of a database, not 'abc'"),
+            ("redis://localhost/0?stroe=x", "redis-py does not take 'stroe=x'"),
+            ("redis://localhost:port/0", "not an address of Redis"),
+            ("postgresql://localhost/x?stroe=x", 'not an address of PostgreSQL.*"stroe"'),
+            ("postgresql://localhost:port/x", "not an address of PostgreSQL"),
         ],
     )
     def test_wrong_addresses(self, address, message):

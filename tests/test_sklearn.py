@@ -33,6 +33,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
+from warmstart.errors import ArgumentError
 from warmstart.sklearn import WarmStarted
 from warmstart.store import Store
 from warmstart.warm import using
@@ -290,6 +291,13 @@ class TestTools:
         expected = cross_val_score(LogisticRegression(tol=1e-6, max_iter=1000), X, Y, cv=5)
         np.testing.assert_allclose(scores, expected)
         assert [fit.source for fit in fits] == ["cold"] + ["near"] * 4
+
+    def test_arguments(self, folder):
+        """What is wrong is said when the estimator is fitted, as scikit-learn has it."""
+        with pytest.raises(ArgumentError, match="near is True or False, not 'x'"):
+            WarmStarted(LogisticRegression(), store=folder, near="x").fit(X, Y)
+        with pytest.raises(ArgumentError, match="a store is at a folder"):
+            WarmStarted(LogisticRegression(), store=3).fit(X, Y)
 
     def test_metadata_routing(self, folder):
         """Weights reach the fit that requests them, through a cross-validation."""

@@ -16,6 +16,10 @@ __all__ = ["MEMORY", "address_of", "backend_at", "cache_folder", "is_remote", "o
 
 MEMORY = ":memory:"
 _SCHEMES = ("dir", "redis", "rediss", "postgresql", "postgres")
+_PLACES = (
+    'a store is at a folder (str or path), ":memory:", or an address such as '
+    '"redis://host/0", "postgresql://host/name" or "dir:///shared/folder"'
+)
 
 
 def address_of(where: str | os.PathLike[str] | None) -> str:
@@ -23,12 +27,10 @@ def address_of(where: str | os.PathLike[str] | None) -> str:
     if where is None:
         where = os.environ.get("WARMSTART_STORE") or cache_folder()
     if not isinstance(where, (str, os.PathLike)):
-        raise ArgumentError(
-            f"a store is at a folder (str or path) or ':memory:', not {type(where).__name__}"
-        )
+        raise ArgumentError(f"{_PLACES}, not {type(where).__name__}")
     text = os.fspath(where)
     if not isinstance(text, str) or not text or "\0" in text:
-        raise ArgumentError(f"a store is at a folder or ':memory:', not {text!r}")
+        raise ArgumentError(f"{_PLACES}, not {text!r:.80}")
     if text == MEMORY:
         return text
     scheme, mark, _ = text.partition("://")

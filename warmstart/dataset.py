@@ -221,6 +221,11 @@ class Dataset(NDArrayOperatorsMixin):
             raise ArgumentError("a data set cannot be written to")
         return getattr(ufunc, method)(*map(plain, inputs), **named)
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise ArgumentError(
+            "a data set cannot be written to: change the array it was made of, and make another"
+        )
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)

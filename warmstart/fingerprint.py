@@ -314,6 +314,11 @@ class FitSpec:
         settings: Mapping[str, Any] | None = None,
         parameters: int | Sequence[str] | None = None,
     ) -> None:
+        if model is None or isinstance(model, (bool, int, float, complex)):
+            raise ArgumentError(
+                "model is what is fitted: a function, a mapping of named ones, or a name such as "
+                f'"decay-v2", not {model!r:.60}'
+            )
         self._values = {
             "model": _named("model", model),
             "data": _named("data", data),
@@ -427,7 +432,14 @@ def _stream(part: str, frames: Mapping[str, bytes]) -> bytes:
 
 def _parameters(given: int | Sequence[str] | None, settings: dict[str, Any]) -> Any:
     if given is not None:
-        return given if isinstance(given, int) else tuple(given)
+        if isinstance(given, int) and not isinstance(given, bool):
+            return given
+        if isinstance(given, (list, tuple)) and all(isinstance(name, str) for name in given):
+            return tuple(given)
+        raise ArgumentError(
+            "parameters is how many there are, or a list of their names such as "
+            f'["rate", "scale"], not {given!r:.60}'
+        )
     x0 = settings.get("x0")
     if x0 is None:
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,8 +94,8 @@ class Replicates(Fits):
 
         Efron and Tibshirani 1993, chapter 13. For bootstrap replicates.
         """
-        if not 0.0 < level < 1.0:
-            raise ArgumentError(f"level is between 0 and 1, not {level!r}")
+        if not isinstance(level, (int, float)) or not 0.0 < level < 1.0:
+            raise ArgumentError(f"level is a number between 0 and 1, not {level!r:.60}")
         tail = (1.0 - level) / 2.0
         return np.asarray(np.quantile(self.x, [tail, 1.0 - tail], axis=0))
 
@@ -126,6 +126,10 @@ def _loop(
     description: str,
 ) -> list[tuple[Any, FitReport]]:
     """Do one fit a call, in turn or in as many processes; each begins near those before it."""
+    if not isinstance(progress, bool):
+        raise ArgumentError(f"progress is True or False, not {progress!r:.60}")
+    if n_jobs is not None and (not _is_count(n_jobs) or n_jobs == 0):
+        raise ArgumentError(f"n_jobs is a number of processes or -1 for all, not {n_jobs!r:.60}")
     if n_jobs is None or n_jobs == 1:
         shown: Iterable[tuple[Any, ...]] = (
             track(calls, description=description) if progress else calls
@@ -264,8 +268,12 @@ def fit_folds(
     Fits
         A row a fold, with `scores`.
     """
+    if score is not None and not callable(score):
+        raise ArgumentError(
+            f"score is a function of a solution and the rows left out, not {type(score).__name__}"
+        )
     arrays = _rows(data)
-    splits = list(_splits(cv, arrays))
+    splits = _splits(cv, arrays)
     calls = [tuple(array[train] for array in arrays) for train, _ in splits]
     whole = _one(fit, tuple(arrays), expect=len(calls)) if refit else None
     answers = _loop(fit, calls, n_jobs=n_jobs, progress=progress, description="folds")
@@ -309,8 +317,14 @@ def bootstrap(
         Standard errors are those of the replicates, the bias their mean less the estimate.
     """
     arrays = _rows(data)
-    _positive("n", n)
-    generator = np.random.default_rng(rng)
+    if not _is_count(n) or n < 1:
+        raise ArgumentError(f"n is a number of replicates from 1 up, not {n!r:.60}")
+    try:
+        generator = np.random.default_rng(rng)
+    except (TypeError, ValueError) as reason:
+        raise ArgumentError(
+            f"rng is a number from 0 up, a Generator or None, not {rng!r:.60}: {reason}"
+        ) from None
     count = len(arrays[0])
     # Sorted, so that a model of neighbouring rows (a time series) sees them in their order.
     draws = [np.sort(generator.integers(0, count, count)) for _ in range(n)]
@@ -430,30 +444,38 @@ def profile(
 
 
 def _rows(data: Sequence[ArrayLike]) -> list[NDArray[Any]]:
-    arrays = [np.asarray(array) for array in data] if isinstance(data, (list, tuple)) else []
-    lengths = {len(array) if array.ndim else 0 for array in arrays}
-    if len(lengths) != 1 or lengths.pop() < 2:
+    if not isinstance(data, (list, tuple)) or not data:
         raise ArgumentError(
-            "data is a tuple of arrays with a first axis in common: write data=(x, y)"
+            f"data is a tuple of arrays with a first axis in common, not {type(data).__name__}: "
+            "write data=(x, y)"
+        )
+    arrays = [np.asarray(array) for array in data]
+    lengths = [len(array) if array.ndim else 0 for array in arrays]
+    if len(set(lengths)) != 1 or lengths[0] < 2:
+        raise ArgumentError(
+            "data is a tuple of arrays with a first axis in common, of two rows or more: "
+            f"write data=(x, y); these have {', '.join(map(str, lengths[:8]))} rows"
         )
     return arrays
 
 
-def _splits(cv: Any, arrays: list[NDArray[Any]]) -> Iterator[tuple[Any, Any]]:
+def _splits(cv: Any, arrays: list[NDArray[Any]]) -> list[tuple[Any, Any]]:
     count = len(arrays[0])
-    if isinstance(cv, int) and not isinstance(cv, bool):
+    if _is_count(cv):
         if not 2 <= cv <= count:
             raise ArgumentError(f"cv is a number of folds from 2 to {count}, not {cv}")
-        for test in np.array_split(np.arange(count), cv):
-            yield np.setdiff1d(np.arange(count), test), test
-    elif hasattr(cv, "split"):
-        yield from cv.split(*arrays[:2])
-    elif isinstance(cv, Iterable):
-        yield from cv
-    else:
-        raise ArgumentError(f"cv is a number of folds, a splitter or indices, not {cv!r:.60}")
+        tests = np.array_split(np.arange(count), cv)
+        return [(np.setdiff1d(np.arange(count), test), test) for test in tests]
+    if not isinstance(cv, str) and hasattr(cv, "split"):
+        return list(cv.split(*arrays[:2]))
+    try:
+        return [(np.arange(count)[train], np.arange(count)[test]) for train, test in cv]
+    except (IndexError, TypeError, ValueError) as error:
+        raise ArgumentError(
+            "cv is a number of folds, a splitter, or pairs (train, test) of row numbers, "
+            f"not {cv!r:.60}: {error}"
+        ) from None
 
 
-def _positive(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ArgumentError(f"{name} is a number from 1 up, not {value!r:.60}")
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

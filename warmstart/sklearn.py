@@ -21,7 +21,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from warmstart import gaussian
-from warmstart.errors import CodecError, FingerprintError
+from warmstart.errors import ArgumentError, CodecError, FingerprintError
 from warmstart.fingerprint import FitSpec, environment
 from warmstart.journal import dumps
 from warmstart.nearby import index, neighbours, place_of
@@ -149,6 +149,8 @@ class WarmStarted(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
             For the estimator's ``fit``; with scikit-learn's metadata routing, those that it
             requests.
         """
+        if not isinstance(self.near, bool):
+            raise ArgumentError(f"near is True or False, not {self.near!r:.60}")
         if _routing_enabled():
             fit_params = process_routing(self, "fit", **fit_params).estimator.fit
         estimator = clone(self.estimator)

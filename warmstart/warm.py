@@ -143,10 +143,12 @@ class Warm:
     def __post_init__(self) -> None:
         if self.model is not None and (not isinstance(self.model, str) or not self.model):
             raise ArgumentError(f'model is a name such as "decay-v2", not {self.model!r:.60}')
-        if self.hyper is not None and not isinstance(self.hyper, Mapping):
+        hyper = self.hyper
+        if hyper is not None and not (
+            isinstance(hyper, Mapping) and all(isinstance(name, str) for name in hyper)
+        ):
             raise ArgumentError(
-                f"hyper is a mapping of names to values, not {type(self.hyper).__name__}: "
-                'write hyper={"alpha": 0.1}'
+                f'hyper is a mapping of names to values such as {{"alpha": 0.1}}, not {hyper!r:.60}'
             )
         for name, words in _WORDS.items():
             given = getattr(self, name)

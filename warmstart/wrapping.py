@@ -27,6 +27,7 @@ from warmstart.errors import (
     FingerprintError,
     NearError,
     ReplayError,
+    StoreError,
     WarmstartWarning,
 )
 from warmstart.fingerprint import FitSpec, Level, code_fingerprint, environment
@@ -268,30 +269,35 @@ _recent = Recent()
 def _unkeyed(call: _Call, why: str) -> Any:
     """Let scipy do a fit that has no key; that it was done is remembered."""
     store, run, began = store_of(call.options), new_run_id(), time.perf_counter()
-    token, status, error, result = current.set(_OFF), "failed", None, None
+
+    def note(status: str, result: Any = None, error: str | None = None) -> None:
+        seconds = time.perf_counter() - began
+        if call.surface.quick and seconds < _QUICK:
+            return
+        info = run_info(
+            store,
+            run,
+            status,
+            error=error,
+            started=store.clock() - seconds,
+            what=_what(call),
+            evaluations=_count(result) or 0,
+            seconds=seconds,
+            objective=_objective_of(result),
+        )
+        store.attempt(lambda: store.set_run_info(info), None, writes=True, local=True)
+
+    token = current.set(_OFF)
     try:
         result = call.surface.scipy(*call.args, **call.kwargs)
-        status = "completed"
     except BaseException as raised:
-        status = "failed" if isinstance(raised, Exception) else "cancelled"
-        error = f"{type(raised).__name__}: {raised}"[:500]
+        with contextlib.suppress(StoreError):  # what the caller has to hear of is the fit's own
+            status = "failed" if isinstance(raised, Exception) else "cancelled"
+            note(status, error=f"{type(raised).__name__}: {raised}"[:500])
         raise
     finally:
         current.reset(token)
-        seconds = time.perf_counter() - began
-        if not call.surface.quick or seconds >= _QUICK:
-            info = run_info(
-                store,
-                run,
-                status,
-                error=error,
-                started=store.clock() - seconds,
-                what=_what(call),
-                evaluations=_count(result) or 0,
-                seconds=seconds,
-                objective=_objective_of(result),
-            )
-            store.attempt(lambda: store.set_run_info(info), None, writes=True, local=True)
+    note("completed", result)
     return _with_report(result, FitReport(source="off", run=run, why=why))
 
 

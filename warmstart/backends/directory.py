@@ -90,7 +90,8 @@ class DirectoryBackend:
     def __init__(self, url: str, *, read_only: bool = False) -> None:
         parts = urlsplit(url) if url.startswith("dir:") else None
         path = url if parts is None else parts.path
-        if not path or not Path(path).is_absolute() or (parts is not None and parts.netloc):
+        more = parts is not None and (parts.netloc or parts.query or parts.fragment)
+        if not path or not Path(path).is_absolute() or more:
             raise ArgumentError(f"a directory is written dir:///absolute/path, not {url!r:.80}")
         self.path = Path(path)
         self._read_only = read_only

@@ -117,8 +117,13 @@ class PostgresBackend:
             raise ArgumentError(f"store= is letters, digits and _, up to 40, not {name!r:.60}")
         self._table = f"ws_{name.lower()}"
         self._dsn = urlunsplit(parts._replace(query=urlencode(query)))
-        host = parts.hostname or query.get("host", "")
-        shown = f"{host}:{parts.port}" if parts.port else host
+        try:
+            psycopg.conninfo.conninfo_to_dict(self._dsn)
+            host, port = parts.hostname or query.get("host", ""), parts.port
+        except (psycopg.Error, ValueError) as error:
+            why = str(error).strip()
+            raise ArgumentError(f"this is not an address of PostgreSQL: {why}") from None
+        shown = f"{host}:{port}" if port else host
         self._shown = f"postgresql://{shown}{parts.path}?store={name}"
         self._read_only, self._found = read_only, False
         self._ready = False

@@ -120,13 +120,27 @@ class RedisBackend:
         if not name.replace("-", "").replace("_", "").isalnum():
             raise ArgumentError(f"store= is letters, digits, - and _, not {name!r:.60}")
         self._url = url
-        host = parts.hostname or ""
-        shown = f"{host}:{parts.port}" if parts.port else host
+        try:
+            host, port = parts.hostname or "", parts.port
+        except ValueError as error:
+            raise ArgumentError(f"this is not an address of Redis: {error}") from None
+        shown = f"{host}:{port}" if port else host
         self._shown = urlunsplit((parts.scheme, shown, parts.path, f"store={name}", ""))
         self._read_only = read_only
         self._tag = f"{{warmstart:{name}}}"
         self._parts = parts._replace(query=urlencode(query))
         self._connect(self._parts)
+        database = parts.path.strip("/")
+        if database and not database.isdecimal():
+            raise ArgumentError(
+                f"the path of {self._shown} is the number of a database, not {database!r:.60}"
+            )
+        try:
+            self._client.connection_pool.make_connection()  # which connects to nothing yet
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(
+                f"redis-py does not take {self._parts.query!r:.80} in {self._shown}: {error}"
+            ) from None
         self._checked = False
         self._waits = False
         self._gate = threading.Lock()
@@ -327,7 +341,10 @@ class RedisBackend:
 
     def now(self) -> float:
         """Return the server's time."""
-        seconds, more = self._do(self._client.time)
+        try:
+            seconds, more = self._do(self._client.time)
+        except self._redis.exceptions.NoPermissionError:  # then this machine's has to do
+            return time.time()
         return float(seconds) + 1e-6 * float(more)
 
     def verify(self) -> list[str]:
