@@ -850,17 +850,17 @@ def _copier(value: Any) -> Callable[[], Any] | None:
         return _dict_copier(kind, value)
     if kind is list or kind is tuple:
         items = [_copier(item) for item in value]
-        if kind is tuple and not any(items):
-            return None
+        if not any(items):
+            return None if kind is tuple else value.copy
         pairs = list(zip(value, items, strict=True))
         return lambda: kind([item if make is None else make() for item, make in pairs])
     if kind is LbfgsInvHessProduct:
         arrays = {k: v for k, v in vars(value).items() if type(v) is np.ndarray}
-        held = _dict_copier(dict, vars(value), among=arrays)
+        attributes = _dict_copier(dict, vars(value), among=arrays)
 
         def product() -> Any:  # its constructor computes rho again
             made = object.__new__(kind)
-            made.__dict__ = held()
+            made.__dict__ = attributes()
             return made
 
         return product
@@ -875,8 +875,7 @@ def _dict_copier(
     parts = [(key, make) for key, item in items.items() if (make := _copier(item)) is not None]
 
     def made() -> Any:
-        copied = kind.__new__(kind)
-        copied.update(value)
+        copied = kind(value)
         for key, make in parts:
             copied[key] = make()
         return copied

@@ -6,7 +6,7 @@
     frame     length u32, crc32 u32, body
     body      kind u8, then by kind
       E       count u32, then so many evaluations
-      S       the sketches of the evaluations before it, 5 float64 each
+      S       the sketches of the evaluations before it, 4 float64 each
       H L     header; a life of the run begins (msgpack)
       B       the best point so far (msgpack)
       C       a callback stopped the fit (msgpack)
@@ -280,25 +280,29 @@ def loads(raw: bytes) -> Any:
     return decode_payload(tree, table, memoryview(raw)[4 + size :], max_bytes=MAX_DECODED)
 
 
-# Sketches tell whether two inputs are nearly equal without either being kept: four random
-# projections of signs, and the norm.
+# Sketches tell whether two inputs are nearly equal without either being kept: three random
+# projections, and the norm. Weights of one size would not tell a step along one parameter from
+# the same step along another.
 
+_PROJECTIONS = 3
+_SKETCH = _PROJECTIONS + 1
 _BLOCK = 4096
 
 
 @functools.lru_cache(maxsize=8)
-def _signs(columns: int, key: int) -> NDArray[np.float64]:
-    raw = np.random.PCG64(key).random_raw(-(-4 * columns // 64))  # a stream that numpy keeps
-    bits = np.unpackbits(np.asarray(raw, "<u8").view(np.uint8))[: 4 * columns]
-    return 2.0 * bits.reshape(columns, 4).astype(float) - 1.0
+def _weights(rows: int, key: int) -> NDArray[np.float64]:
+    raw = np.random.PCG64(key).random_raw(rows * _PROJECTIONS)  # a stream that numpy keeps
+    between = raw.reshape(rows, _PROJECTIONS) * 2.0**-63 - 1.0
+    halves: NDArray[np.float64] = (between + np.copysign(1.0, between)) / 2.0
+    return halves  # none of them is small
 
 
 def sketches(inputs: Sequence[bytes]) -> NDArray[np.float64]:
-    """Return (m, 5) sketches of m inputs; NaN for one that is not made of float64."""
+    """Return (m, 4) sketches of m inputs; NaN for one that is not made of float64."""
     sizes = list(map(len, inputs))
     if sizes and sizes[0] and sizes.count(sizes[0]) == len(sizes):
-        return _sketches(inputs) if sizes[0] % 8 == 0 else np.full((len(inputs), 5), np.nan)
-    made = np.full((len(inputs), 5), np.nan)
+        return _sketches(inputs) if sizes[0] % 8 == 0 else _no_sketches(len(inputs))
+    made = _no_sketches(len(inputs))
     for size in set(sizes) - {0}:
         if size % 8 == 0:
             rows = [row for row, other in enumerate(sizes) if other == size]
@@ -306,24 +310,28 @@ def sketches(inputs: Sequence[bytes]) -> NDArray[np.float64]:
     return made
 
 
+def _no_sketches(count: int) -> NDArray[np.float64]:
+    return np.full((count, _SKETCH), np.nan)
+
+
 def _sketches(inputs: Sequence[bytes]) -> NDArray[np.float64]:
     x = np.frombuffer(b"".join(inputs)).reshape(len(inputs), -1)
-    made = np.empty((len(inputs), 5))
+    made = np.empty((len(inputs), _SKETCH))
     with np.errstate(all="ignore"):
-        made[:, :4] = _project(x)
-        made[:, 4] = np.sqrt(np.einsum("ij,ij->i", x, x))
+        made[:, :-1] = _project(x)
+        made[:, -1] = np.sqrt(np.einsum("ij,ij->i", x, x))
     return made
 
 
 def _project(x: NDArray[np.float64]) -> NDArray[np.float64]:
     n = x.shape[1]
     if n <= _BLOCK:
-        return x @ _signs(n, 1)
+        return x @ _weights(n, 1)
     blocks = -(-n // _BLOCK)
-    total = np.zeros((len(x), 4))
+    total = np.zeros((len(x), _PROJECTIONS))
     for block in range(blocks):
         part = x[:, block * _BLOCK : (block + 1) * _BLOCK]
-        total += (part @ _signs(_BLOCK, 1)[: part.shape[1]]) * _signs(blocks, 2)[block]
+        total += (part @ _weights(_BLOCK, 1)[: part.shape[1]]) * _weights(blocks, 2)[block]
     return total
 
 
@@ -416,6 +424,8 @@ class Journal:
             self.fruitless = 0
             self._spans.append((start + 4, stop))
         elif kind == ord("S"):
+            if (stop - start) % (8 * _SKETCH):
+                raise ValueError(f"sketches of {stop - start} bytes")
             self._sketch_spans.append((start, stop))
         elif kind == ord("L"):
             self.lives.append(msgspec.msgpack.decode(self._map[start:stop], type=Life))
@@ -460,12 +470,12 @@ class Journal:
                 offset = end
 
     def sketches(self) -> NDArray[np.float64]:
-        """Return the sketches of all recorded inputs, (count, 5)."""
+        """Return the sketches of all recorded inputs, (count, 4); a torn end may lack some."""
         parts = [
-            np.frombuffer(self._map[a:b]).reshape(-1, 5)  # type: ignore[index]
+            np.frombuffer(self._map[a:b]).reshape(-1, _SKETCH)  # type: ignore[index]
             for a, b in self._sketch_spans
         ]
-        return np.concatenate(parts) if parts else np.empty((0, 5))
+        return np.concatenate(parts) if parts else _no_sketches(0)
 
     def extras(self, evaluation: Evaluation) -> tuple[bytes | None, Any]:
         """Return the input as the function left it, and the states of tracked generators."""

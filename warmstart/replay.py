@@ -109,8 +109,10 @@ class Replay:
             return False
         if self._sketches is None:
             self._sketches = self.journal.sketches()
+        if self._position >= len(self._sketches):
+            return False
         recorded, asked = self._sketches[self._position], sketches([raw])[0]
-        return bool(np.abs(recorded - asked).max() <= TOLERANCE * recorded[4])
+        return bool(np.abs(recorded - asked).max() <= TOLERANCE * recorded[-1])
 
     def elsewhere(self, other: Journal, channel: int, digest: int) -> Replay | None:
         """Return this replay, gone on in a journal that went the optimizer's way, or None.
