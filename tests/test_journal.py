@@ -28,7 +28,8 @@ from scipy.sparse.linalg import LinearOperator
 from warmstart import Store, journal, optimize, using
 from warmstart.errors import RecordError
 from warmstart.fingerprint import Fingerprint
-from warmstart.journal import Header, Journal, Life, Shelf, pack_value, sketches, unpack_value
+from warmstart.journal import Header, Journal, Life, Shelf
+from warmstart.packing import OPAQUE, pack_value, sketches, unpack_value
 from warmstart.replay import Replay, difference
 
 FIT, KEY, OTHER = (Fingerprint(bytes([n]) * 32) for n in (1, 2, 3))
@@ -120,7 +121,7 @@ class TestValues:
         ],
     )
     def test_what_has_no_bytes_is_opaque(self, value):
-        assert pack_value(value) == (journal.OPAQUE, b"")
+        assert pack_value(value) == (OPAQUE, b"")
 
     def test_difference(self):
         """0 for equal bits, NaN included; relative; infinite where nothing can be compared."""

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-import warmstart.journal as files
-from warmstart.journal import pack_numbers, pack_value
+from warmstart.packing import HEAD, OPAQUE, pack_numbers, pack_value
 from warmstart.surfaces import COLUMNS, ONE, REST, TWO, Function, first
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ _NUMBERS: dict[Any, int] = {float: 0, np.float64: 1}
 """Forms of outputs that are packed many at a time."""
 _FLOATS = frozenset(_NUMBERS)
 _pack_number = struct.Struct("<BBQd").pack
-pack_head = struct.Struct("<BBQ").pack
+pack_head = HEAD.pack
 _DOUBLE = np.dtype(float)
 NOTHING: Any = object()
 """What a call that raised has returned."""
@@ -217,7 +216,7 @@ class Recorded:
         if not self._recorder.recording:
             self._recorder.items.extend((b"", b"", True))  # it counts
             return
-        form, payload = (files.OPAQUE, b"") if value is NOTHING else pack_value(value)
+        form, payload = (OPAQUE, b"") if value is NOTHING else pack_value(value)
         head = pack_head(self.channel, form, xxh3_64_intdigest(raw))
         self._recorder.keep(self._recorder.with_extras(head + payload, x, raw), raw)
 

@@ -25,18 +25,19 @@ from warmstart.carrying import Carrier
 from warmstart.continuation import solver_state
 from warmstart.errors import WarmstartWarning
 from warmstart.fingerprint import environment
-from warmstart.journal import (
-    Evaluation,
-    Header,
-    Journal,
-    Life,
-    Shelf,
+from warmstart.journal import Evaluation, Header, Journal, Life, Shelf
+from warmstart.learned import Expected
+from warmstart.machine import Blas
+from warmstart.packing import (
+    FORM,
+    MUTATED,
+    OPAQUE,
+    TRACKED,
+    dumps,
     pack_value,
     sketches,
     unpack_value,
 )
-from warmstart.learned import Expected
-from warmstart.machine import Blas
 from warmstart.progress import Progress
 from warmstart.randomness import restore, states
 from warmstart.recorded import (
@@ -325,7 +326,7 @@ class Recorder:
             found = self._find(recorded.channel, digest, raw)
             if found is None:
                 return NOTHING
-            if found.form & files.FORM == files.OPAQUE:
+            if found.form & FORM == OPAQUE:
                 self.opaque += 1
                 self._give(found, raw)
                 return own(recorded.function(*args, **kwargs))
@@ -340,7 +341,7 @@ class Recorder:
         """Return the recorded value of a call that a worker made, in a tuple, or None."""
         with self._lock:
             found = self._find(channel, digest, raw)
-            if found is None or found.form & files.FORM == files.OPAQUE:
+            if found is None or found.form & FORM == OPAQUE:
                 return None
             return (self._give(found, raw, again)[0],)
 
@@ -479,7 +480,7 @@ class Recorder:
         if (channel, digest) in self.memo:
             return
         form, payload = pack_value(value)
-        if form == files.OPAQUE:
+        if form == OPAQUE:
             return
         item = pack_head(channel, form, digest) + payload
         self._memo_bytes += len(item) + 200
@@ -500,11 +501,11 @@ class Recorder:
         """Add to a record what the evaluation did besides returning a value."""
         flags, extras = 0, []
         if type(x) is np.ndarray and (after := x.tobytes()) != raw:
-            flags |= files.MUTATED
+            flags |= MUTATED
             extras += [_pack_size(len(after)), after]
         if self.tracked:
-            flags |= files.TRACKED
-            state = files.dumps(states(self.tracked))
+            flags |= TRACKED
+            state = dumps(states(self.tracked))
             extras += [_pack_size(len(state)), state]
         if not flags:
             return item

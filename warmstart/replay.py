@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from warmstart.journal import Evaluation, Journal, pack_value, sketches
+from warmstart.journal import Evaluation, Journal
+from warmstart.packing import pack_value, sketches
 
 __all__ = ["Replay", "difference"]
 

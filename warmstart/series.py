@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from warmstart.backends import Backend, Item
 from warmstart.errors import ArgumentError, CodecError, RecordError
-from warmstart.journal import dumps, loads
+from warmstart.packing import dumps, loads
 from warmstart.record import seal, unseal
 from warmstart.rows import pages
 

@@ -23,8 +23,8 @@ from sklearn.utils.validation import check_is_fitted
 from warmstart import gaussian
 from warmstart.errors import ArgumentError, CodecError, FingerprintError
 from warmstart.fingerprint import FitSpec, environment
-from warmstart.journal import dumps
 from warmstart.nearby import index, neighbours, place_of
+from warmstart.packing import dumps
 from warmstart.record import Entry, EntryKind
 from warmstart.rewarn import overhear, rewarn
 from warmstart.session import LoadedEntry, LoadSource

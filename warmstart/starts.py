@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from warmstart.fingerprint import Fingerprint, FitSpec
-from warmstart.journal import dumps, loads
 from warmstart.nearby import Neighbour, Place, neighbour, neighbours, place_of
+from warmstart.packing import dumps, loads
 from warmstart.predictors import (
     Curve,
     Curved,

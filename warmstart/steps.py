@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from warmstart.backends import Backend, Batch, Durability
 from warmstart.errors import ArgumentError, CodecError
-from warmstart.journal import dumps, loads
+from warmstart.packing import dumps, loads
 from warmstart.rows import pages, read_small, small
 
 __all__ = ["Policy", "State", "check", "delete", "load", "save", "steps"]

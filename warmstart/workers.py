@@ -19,7 +19,7 @@ from xxhash import xxh3_64_intdigest
 
 import warmstart.journal as files
 from warmstart.errors import ArgumentError
-from warmstart.journal import pack_value
+from warmstart.packing import pack_value
 from warmstart.recorded import Recorded, own, pack_head
 from warmstart.recording import Recorder
 

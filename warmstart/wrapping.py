@@ -32,7 +32,8 @@ from warmstart.errors import (
 )
 from warmstart.fingerprint import FitSpec, Level, code_fingerprint, environment
 from warmstart.flight import flight
-from warmstart.journal import NONE, Found, Header, Journal, dumps, loads
+from warmstart.journal import NONE, Found, Header, Journal
+from warmstart.packing import dumps, loads
 from warmstart.progress import Progress
 from warmstart.randomness import Dice, restore, states
 from warmstart.recent import Recent, signature

@@ -35,8 +35,8 @@ from warmstart.bundle import read_bundle
 from warmstart.carrying import keep
 from warmstart.codec import encode_payload
 from warmstart.errors import BundleError, CodecError, RecordError
-from warmstart.journal import loads
 from warmstart.learned import Cost, Saved
+from warmstart.packing import loads
 from warmstart.record import HEAD_SIZE, decode_record, producer_tag, seal
 from warmstart.rows import Lease, RunInfo, pages, read, read_small
 

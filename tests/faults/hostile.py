@@ -161,7 +161,7 @@ def _body(raw: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.25:
         return rng.choice(_RAW)
     (size,) = struct.unpack_from("<I", raw) if len(raw) > 4 else (0,)
-    if 0 < size < len(raw) and rng.random() < 0.7:  # a payload: see `warmstart.journal.dumps`
+    if 0 < size < len(raw) and rng.random() < 0.7:  # a payload: see `warmstart.packing.dumps`
         head = _spoiled_bytes(raw[4 : 4 + size], rng)
         return struct.pack("<I", len(head)) + head + raw[4 + size :]
     return _spoiled_bytes(raw, rng) if raw else b""
