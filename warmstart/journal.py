@@ -6,7 +6,7 @@
     frame     length u32, crc32 u32, body
     body      kind u8, then by kind
       E       count u32, then so many evaluations
-      S       the sketches of the evaluations before it, 4 float64 each
+      S       the sketches of the evaluations before it, 3 float64 each
       H L     header; a life of the run begins (msgpack)
       B       the best point so far (msgpack)
       C       a callback stopped the fit (msgpack)
@@ -58,7 +58,7 @@ __all__ = [
 ]
 
 MAGIC = b"warmstart journal 1\n"
-BUFFER_SECONDS = 0.015
+BUFFER_SECONDS = 0.018
 """Where evaluations are fast they are written together this often. A kill may cost 20 ms of work:
 packing and writing take time, too."""
 
@@ -276,7 +276,7 @@ class Journal:
                 offset = end
 
     def sketches(self) -> NDArray[np.float64]:
-        """Return the sketches of all recorded inputs, (count, 4); a torn end may lack some."""
+        """Return the sketches of all recorded inputs, (count, 3); a torn end may lack some."""
         parts = [
             np.frombuffer(self._map[a:b]).reshape(-1, SKETCH)  # type: ignore[index]
             for a, b in self._sketch_spans

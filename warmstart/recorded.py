@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from warmstart.packing import HEAD, OPAQUE, pack_numbers, pack_value
+from warmstart.packing import HEAD, OPAQUE, pack_number, pack_numbers, pack_value
 from warmstart.surfaces import COLUMNS, ONE, REST, TWO, Function, first
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 __all__ = [
     "NOTHING",
     "Recorded",
+    "are_numbers",
     "bytes_of",
     "is_one",
-    "numbers_of",
     "own",
     "pack_calls",
     "pack_head",
@@ -32,7 +32,6 @@ __all__ = [
 _NUMBERS: dict[Any, int] = {float: 0, np.float64: 1}
 """Forms of outputs that are packed many at a time."""
 _FLOATS = frozenset(_NUMBERS)
-_pack_number = struct.Struct("<BBQd").pack
 pack_head = HEAD.pack
 _DOUBLE = np.dtype(float)
 NOTHING: Any = object()
@@ -220,7 +219,7 @@ class Recorded:
         head = pack_head(self.channel, form, xxh3_64_intdigest(raw))
         self._recorder.keep(self._recorder.with_extras(head + payload, x, raw), raw)
 
-    def numbers(self, values: list[Any]) -> NDArray[np.float64] | None:
+    def numbers(self, values: list[Any]) -> list[float] | None:
         """Return what many of its values are ranked by, or None if that is not simply a number.
 
         Without the bookkeeping of `rank`, 1.6 of 2.5 us each in a fit of 20 (2026-11).
@@ -232,7 +231,7 @@ class Recorded:
             numbers = np.array([target(value) for value in values])
         except (TypeError, ValueError, IndexError):
             return None  # `rank` passes over the values that are wrong
-        return numbers if numbers.dtype is _DOUBLE and numbers.ndim == 1 else None
+        return numbers.tolist() if numbers.dtype is _DOUBLE and numbers.ndim == 1 else None
 
     def rank(self, raw: bytes, value: Any) -> None:
         """Note a point, if it is the best so far."""
@@ -263,11 +262,10 @@ class Recorded:
             return  # scipy will say what is wrong with it
 
 
-def numbers_of(functions: list[Any], values: list[Any]) -> NDArray[np.float64] | None:
-    """Return values as an array, if they are numbers of one type that one function returned."""
+def are_numbers(functions: list[Any], values: list[Any]) -> bool:
+    """Return whether values are numbers of one type that one function returned."""
     kinds = set(map(type, values))
-    alike = len(kinds) == 1 and kinds <= _NUMBERS.keys() and is_one(functions)
-    return np.array(values) if alike else None
+    return len(kinds) == 1 and kinds <= _NUMBERS.keys() and is_one(functions)
 
 
 def is_one(functions: list[Any]) -> bool:
@@ -280,15 +278,17 @@ def _pack(function: Recorded, raw: bytes, value: Any) -> bytes:
     form = _NUMBERS.get(type(value))
     if form is None:
         return function.packed(raw, value)
-    return _pack_number(function.channel, form, xxh3_64_intdigest(raw), value)
+    return pack_number(function.channel, form, xxh3_64_intdigest(raw), value)
 
 
-def pack_calls(functions: list[Any], raws: list[bytes], values: list[Any]) -> bytes:
-    """Return the records of many evaluations; one whose function is bytes is packed already."""
-    numbers = numbers_of(functions, values)
-    if numbers is not None:
+def pack_calls(functions: list[Any], raws: list[bytes], values: list[Any], *, alike: bool) -> bytes:
+    """Return the records of many evaluations; one whose function is bytes is packed already.
+
+    `alike` is what `are_numbers` says of them.
+    """
+    if alike:
         form, digests = _NUMBERS[type(values[0])], list(map(xxh3_64_intdigest, raws))
-        return pack_numbers(functions[0].channel, form, digests, numbers)
+        return pack_numbers(functions[0].channel, form, digests, values)
     return b"".join(
         [
             function if type(function) is bytes else _pack(function, raw, value)

@@ -43,8 +43,8 @@ from warmstart.randomness import restore, states
 from warmstart.recorded import (
     NOTHING,
     Recorded,
+    are_numbers,
     is_one,
-    numbers_of,
     own,
     pack_calls,
     pack_head,
@@ -66,6 +66,8 @@ _WORTH, _WORTH_EACH, _SLACK = 0.01, 1e-6, 0.005
 """A journal may cost this part of a fit's time, or so many seconds an evaluation, and a little.
 In processor time: other processes that take the processor away are not its fault. Where the
 disk makes it wait, ten times as much."""
+_PIECE = 256 << 10
+"""Bytes that are written at once, whatever they cost."""
 _PENDING = 8 << 20
 """Bytes that wait in memory for being written."""
 _BEST = 0.05
@@ -570,9 +572,10 @@ class Recorder:
         taken = self.items[:]
         functions, raws, values = taken[0::3], taken[1::3], taken[2::3]
         if functions:
-            self._rank(functions, raws, values)
+            alike = are_numbers(functions, values)
+            self._rank(functions, raws, values, alike=alike)
             if self.recording:
-                body = pack_calls(functions, raws, values)
+                body = pack_calls(functions, raws, values, alike=alike)
                 self._waiting.append(files.evaluation_frames(body, len(raws), sketches(raws)))
                 self._written += len(raws)
             del self.items[: len(taken)]  # last, since Ctrl-C may come at any time
@@ -591,27 +594,30 @@ class Recorder:
         if values.ndim == 1 and len(values) == len(raws):
             self._note_curve(values, raws)
 
-    def _note_curve(self, values: NDArray[np.float64], raws: list[bytes]) -> None:
+    def _note_curve(self, values: Any, raws: list[bytes]) -> None:
         with contextlib.suppress(Exception):  # a curve is worth no fit
             self.trace.add(values, raws, time.perf_counter() - self.started)
 
     def _forget_ranked(self) -> None:
         del self.ranked[:], self.ranked_at[:]
 
-    def _rank(self, functions: list[Any], raws: list[bytes], values: list[Any]) -> None:
+    def _rank(
+        self, functions: list[Any], raws: list[bytes], values: list[Any], *, alike: bool
+    ) -> None:
         """Find the best point of many."""
         if self.ranked:
             self._trace()
-        one = functions[0]
-        numbers = numbers_of(functions, values)
-        if numbers is not None and not one.is_number:
-            numbers = None
-        elif numbers is None and is_one(functions):
+        one, numbers = functions[0], None
+        if alike:
+            numbers = values if one.is_number else None
+        elif is_one(functions):
             numbers = one.numbers(values)
         if numbers is not None:
-            lowest = np.fmin.reduce(numbers)
+            lowest = min(numbers)
+            if lowest != lowest:  # noqa: PLR0124 (NaN is the least of what comes after it)
+                lowest = min((number for number in numbers if number == number), default=lowest)  # noqa: PLR0124
             if lowest < self.best:
-                place = int(np.flatnonzero(numbers == lowest)[0])
+                place = numbers.index(lowest)
                 one.rank(raws[place], values[place])
                 self._forget_ranked()
             self.evaluations += len(raws)
@@ -645,7 +651,9 @@ class Recorder:
             return
         self._waiting, self._pending = [], 0
         frames.append(self._best_frame(now))
-        for frame in frames:  # one at a time: after 200 ms there may be much to give up
+        if sum(map(len, frames)) < _PIECE:  # else one at a time: there may be much to give up
+            frames = [b"".join(frames)]
+        for frame in frames:
             before, start = time.thread_time(), time.perf_counter()
             self._attempt(lambda: journal.write(frame))  # noqa: B023
             end = time.perf_counter()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from warmstart.journal import Evaluation, Journal
-from warmstart.packing import pack_value, sketches
+from warmstart.packing import are_near, pack_value, sketches
 
 __all__ = ["Replay", "difference"]
 
@@ -113,7 +113,7 @@ class Replay:
         if self._position >= len(self._sketches):
             return False
         recorded, asked = self._sketches[self._position], sketches([raw])[0]
-        return bool(np.abs(recorded - asked).max() <= TOLERANCE * recorded[-1])
+        return are_near(recorded, asked, TOLERANCE)
 
     def elsewhere(self, other: Journal, channel: int, digest: int) -> Replay | None:
         """Return this replay, gone on in a journal that went the optimizer's way, or None.
