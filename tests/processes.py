@@ -32,15 +32,16 @@ def in_child(work: Callable[[], Any]) -> tuple[int, Any]:
         pid = os.fork()
     if pid == 0:
         status = 1
-        try:
+        try:  # whatever happens, the child must not go on with the tests of its parent
             os.close(read)
-            answer = json.dumps(work())
-            status = 0
-        except BaseException:
-            answer = traceback.format_exc()
-        finally:
+            try:
+                answer = json.dumps(work())
+                status = 0
+            except BaseException:
+                answer = traceback.format_exc()
             with os.fdopen(write, "w") as pipe:
                 pipe.write(answer)
+        finally:
             os._exit(status)
     os.close(write)
     with os.fdopen(read) as pipe:

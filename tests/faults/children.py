@@ -23,7 +23,7 @@ class Answer(NamedTuple):
     value: Any
     """What the work returned, by way of JSON; None if it did not return."""
     failure: str
-    """Empty; or a traceback, ``"hung"``, or the name of the signal that ended the child."""
+    """Empty; or a traceback, ``"hung"``, how the child ended, or the signal that ended it."""
 
 
 def in_children(
@@ -64,8 +64,11 @@ def in_children(
         code = os.waitstatus_to_exitcode(status)
         start += done
         if done < len(part):
-            ended = code < 0 and code != -signal.SIGKILL
-            yield Answer(part[done], None, signal.Signals(-code).name if ended else "hung")
+            if code in {0, -signal.SIGKILL}:
+                failure = "hung"
+            else:
+                failure = signal.Signals(-code).name if code < 0 else "ended without an answer"
+            yield Answer(part[done], None, failure)
             start += 1
 
 
@@ -77,19 +80,23 @@ def _begin(part: Sequence[Any], work: Callable[[Any], Any], memory: int | None) 
     if child:
         os.close(write)
         return child, read
-    os.close(read)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if memory is not None:
-        with open("/proc/self/statm") as file:
-            used = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + memory, resource.RLIM_INFINITY))
-    for item in part:
-        try:
-            answer = work(item), ""
-        except BaseException:
-            answer = None, traceback.format_exc()
-        os.write(write, json.dumps(answer).encode() + b"\n")
-    os._exit(0)
+    status = 1
+    try:  # whatever happens, even no memory to say so: the child must not go on as its parent
+        os.close(read)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if memory is not None:
+            with open("/proc/self/statm") as file:
+                used = int(file.read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + memory, resource.RLIM_INFINITY))
+        for item in part:
+            try:
+                answer = work(item), ""
+            except BaseException:
+                answer = None, traceback.format_exc()
+            os.write(write, json.dumps(answer).encode() + b"\n")
+        status = 0
+    finally:
+        os._exit(status)
 
 
 def _answers(pipe: int, timeout: float) -> Iterator[bytes]:
