@@ -87,7 +87,7 @@ class TestLimiter:
             large = np.random.default_rng(0).bytes(4000)
             assert not session.checkpoint(large, 1.0)
             assert not session.checkpoint(large, 1.0)
-        assert store.counters["refused"] == 1
+        assert store.stats().counters["refused"] == 1
 
 
 class TestLoading:

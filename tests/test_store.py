@@ -331,7 +331,7 @@ class TestDamage:
         store.put(bad)
         damage(store, bad, b"b")
         assert store.best(KEY).objective == 2.0
-        assert store.counters["damaged"] == 1
+        assert store.stats().counters["damaged"] == 1
 
     def test_a_damaged_record_is_swept(self, store):
         """What was met damaged is deleted by the next flush, and by no read."""
@@ -350,7 +350,7 @@ class TestDamage:
         other = key_of("another fit")
         store.backend.apply(Batch({entry_row(other) + item.key[33:]: item.value}))
         assert store.best(other) is None
-        assert store.counters["damaged"] == 1
+        assert store.stats().counters["damaged"] == 1
 
     def test_verify_finds_and_repairs(self, store):
         """`verify` names each damaged record; with repair it is gone and the store is sound."""
@@ -390,7 +390,7 @@ class TestBounds:
         with Store(where, entry_budget=10_000) as store:
             assert not store.put(final(payload=np.random.default_rng(0).bytes(20_000)))
             assert store.best(KEY) is None
-            assert store.counters["refused"] == 1
+            assert store.stats().counters["refused"] == 1
 
     def test_a_thousand_saves_end_within_the_budget(self, where):
         """Writing four times the budget stays within it, and the last entry survives."""
@@ -400,7 +400,7 @@ class TestBounds:
                 assert store.put(final(key=key_of(number), payload=rng.bytes(4000)))
             assert store.backend.size() <= 1 << 20
             assert store.best(key_of(999)) is not None
-            assert store.counters["evicted"] > 500
+            assert store.stats().counters["evicted"] > 500
 
     def test_never_used_entries_go_first_then_the_least_recently_used(self, where, clock):
         """Eviction takes the unused in order of writing, then the used in order of use."""

@@ -106,7 +106,7 @@ class TestNear:
     def test_the_folder_is_bounded(self, address, tmp_path):
         """By what the server has; the last ones stay."""
         store = Store(address, local=tmp_path, size_budget=1 << 20)
-        specs = [FitSpec(model=i) for i in range(96)]
+        specs = [FitSpec(model=f"fit {i}") for i in range(96)]
         for i, spec in enumerate(specs):
             store.session(spec).finalize(np.random.default_rng(i).random(4000))
         near = store._tier.near
@@ -160,7 +160,7 @@ class TestWithoutServer:
         store = Store(address, local=tmp_path, size_budget=1 << 20)
         calls = watched(store)
         calls.dead = True
-        specs = [FitSpec(model=i) for i in range(64)]
+        specs = [FitSpec(model=f"fit {i}") for i in range(64)]
         with pytest.warns(WarmstartWarning, match="does not answer"):
             for i, spec in enumerate(specs):
                 assert store.session(spec).finalize(np.random.default_rng(i).random(4000))

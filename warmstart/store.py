@@ -24,9 +24,10 @@ import msgspec
 
 from warmstart.addresses import MEMORY, address_of, backend_at, is_remote, own_folder
 from warmstart.backends import Backend, Batch, Durability, Item
+from warmstart.books import Books
 from warmstart.bundle import read_bundle, write_bundle
 from warmstart.carrying import gather, keep
-from warmstart.codec import copier
+from warmstart.copies import copier
 from warmstart.errors import (
     ArgumentError,
     CodecError,
@@ -41,7 +42,6 @@ from warmstart.errors import (
 from warmstart.fingerprint import Difference, Fingerprint, FitSpec, SpecSummary, environment
 from warmstart.history import History
 from warmstart.journal import Shelf
-from warmstart.learned import Cost, Saved, merge_costs, merge_saved
 from warmstart.locks import free_in_children
 from warmstart.nearby import forget
 from warmstart.record import (
@@ -101,8 +101,6 @@ _ASK_EVERY = 600.0
 """Seconds between two questions after a server's time."""
 _AGREES = 1.0
 """Seconds by which two clocks may differ without a correction."""
-_SETTLE_AFTER = 10.0
-"""Seconds for which stamps of use gather in memory before a write takes them along."""
 
 
 class _Kept(NamedTuple):
@@ -242,22 +240,17 @@ class Store(History):
 
     def _start(self) -> None:
         self._discard: Callable[[], Any] | None = None
-        self.counters: Counter[str] = Counter()
+        self._books = Books()
         self._lock = threading.Lock()
         free_in_children(self, "_lock")
-        self._used: dict[bytes, float] = {}
-        self._damaged: dict[bytes, tuple[Backend, int]] = {}
         self._recent: dict[Any, _Kept | None] = {}
         self._own: dict[bytes, dict[bytes, Slot]] = {}
         self._absent: tuple[bytes, object] | None = None
         """The key that was looked up in vain last, and the version of the backend."""
         self._room = 0
         """Bytes that may be written before the size is looked at again."""
-        self._settled = time.monotonic()
         self._asked, self._ahead = -math.inf, 0.0
         self._trouble: tuple[Exception, float] | None = None
-        self._fits: list[tuple[tuple[bytes, ...], int, float]] = []
-        self._saved = Saved()
         self.told: tuple[str, threading.Thread] | None = None
         """The process that has told this store what it is, and the thread that does so."""
         _open_stores.add(self)
@@ -427,7 +420,7 @@ class Store(History):
     ) -> bool:
         """Do what `put` does, with an entry that is encoded already, and rows of an index."""
         if len(record) > self.entry_budget:
-            self._count("refused")
+            self._books.count("refused")
             return False
         prefix = entry_row(entry.key, entry.run)
         extra = dict(rows or {})
@@ -477,7 +470,7 @@ class Store(History):
             left = {name: slot for name, slot in own.items() if slot.item.key not in stale}
             slot = Slot(Item(row, b"", sequence, len(record)), read_head(record))
             self._keep_own(prefix, left | {place: slot})
-        self._count("written")
+        self._books.count("written")
         if tier is None:
             self._settle()
             self._keep_bounds(prefix, size=len(record))
@@ -510,7 +503,7 @@ class Store(History):
         process may have used since the last look is used up, or it is some time ago: others
         write too. Asking LMDB takes 6 us, a server a round trip.
         """
-        number = self.counters["written"]
+        number = self._books.counters["written"]
         self._room -= self.size_budget if size is None else size + _ROW_SPACE
         if number % _SIZED_EVERY and (self.is_shared or self._room > 0):
             return
@@ -534,7 +527,7 @@ class Store(History):
             self.backend.apply(Batch({SWEPT: small(now)}))
         gone = sweep(self.backend, now=now, ttl=self.ttl, budget=self.size_budget, keep=written)
         for reason, number in gone.items():
-            self._count(reason, number)
+            self._books.count(reason, number)
         return gone
 
     def best(self, key: Fingerprint, *, producer: str | None = None) -> Entry | None:
@@ -589,12 +582,9 @@ class Store(History):
             if entry is not None and size <= _SMALL and lasts:
                 copied = self._keep_recent(name, version, entry)
         if entry is None:
-            self._count("misses")
+            self._books.count("misses")
             return None
-        now = self._about_now()
-        with self._lock:
-            self.counters["hits"] += 1
-            self._used[digest] = now
+        self._books.note_use(digest, self._about_now())
         return entry if copied is None else msgspec.structs.replace(entry, payload=copied())
 
     def _look_up(self, key: Fingerprint, producer: str, order: _Order) -> tuple[Entry | None, int]:
@@ -686,16 +676,15 @@ class Store(History):
 
     def _unreadable(self, slot: Slot, backend: Backend) -> None:
         """Count a record that cannot be read; one that is damaged goes with the next write."""
-        self._count("newer" if slot.newer else "damaged")
+        self._books.count("newer" if slot.newer else "damaged")
         if not slot.newer:
-            with self._lock:
-                self._damaged[slot.item.key] = backend, slot.item.sequence
+            self._books.note_damaged(slot.item.key, backend, slot.item.sequence)
 
     def _expired(self, key: bytes, written: float, backend: Backend) -> bool:
         if self.ttl is None:
             return False
         edge = self._about_now() - self.ttl
-        if written >= edge or self._used.get(key, 0.0) >= edge:
+        if written >= edge or self._books.used_at(key) >= edge:
             return False
         if (read_small(backend.get(stamp_row(key)), float) or 0.0) >= edge:
             return False
@@ -798,8 +787,7 @@ class Store(History):
             self._tier.forget(key)
         if self.journals is not None:
             self.journals.forget(key)
-        with self._lock:
-            self._used.pop(digest, None)
+        self._books.forget(digest)
         return len(rows)
 
     # The whole store
@@ -830,7 +818,7 @@ class Store(History):
         return stats(
             self.backend,
             budget=self.size_budget,
-            counters=dict(self.counters),
+            counters=dict(self._books.counters),
             journals=number,
             journal_bytes=used,
             waiting=0 if self._tier is None else self._tier.waiting(),
@@ -916,45 +904,18 @@ class Store(History):
 
     def learn(self, groups: tuple[bytes, ...], evaluations: int, seconds: float) -> None:
         """Note what a fit has cost, in all groups that it is in; written some seconds later."""
-        with self._lock:
-            self._fits.append((groups, evaluations, seconds))
+        self._books.note_fit(groups, evaluations, seconds)
 
     def note_hit(self, evaluations: int, seconds: float) -> None:
         """Note what a hit has saved; written some seconds later."""
-        with self._lock:
-            self._saved.merge(Saved(1, evaluations, seconds))
+        self._books.note_hit(evaluations, seconds)
 
     def _settle(self, *, now: bool = False) -> None:
-        """Write what was gathered: stamps of use, costs, savings; sweep damaged records."""
-        waiting = self._used or self._damaged or self._fits or self._saved.hits
-        if self.read_only or not waiting:
-            return
-        if not now and time.monotonic() - self._settled < _SETTLE_AFTER:
-            return
-        with self._lock:
-            used, self._used = self._used, {}
-            damaged, self._damaged = self._damaged, {}
-            fits, self._fits = self._fits, []
-            saved, self._saved = self._saved, Saved()
-            self._settled = time.monotonic()
-        costs: dict[bytes, Cost] = {}
-        for groups, evaluations, seconds in fits:
-            for group in groups:
-                costs.setdefault(group, Cost()).add(evaluations, seconds)
-        with contextlib.suppress(Exception):  # what is learned is worth no fit
-            merge_costs(self.backend, costs)
-            if saved.hits:
-                merge_saved(self.backend, int(self.clock() // 86_400), saved)
-        stamps = {stamp_row(key): small(at) for key, at in used.items()}
-        if self._before is not None and self._before.is_open:
-            self._before.near.apply(Batch(stamps))  # it makes room by them, too
-        self.backend.apply(Batch(stamps))
-        for row, (backend, sequence) in damaged.items():
-            backend.apply(Batch(deletes=[row], conditions={row: sequence}))
-
-    def _count(self, event: str, by: int = 1) -> None:
-        with self._lock:
-            self.counters[event] += by
+        """Write what was gathered, if it is time."""
+        if not self.read_only and (now or self._books.is_due()):
+            tier = self._before
+            near = [tier.near] if tier is not None and tier.is_open else []
+            self._books.settle([*near, self.backend], self.clock)
 
     def _send_at_exit(self) -> None:
         if self._before is not None and (waiting := self._before.close()):
