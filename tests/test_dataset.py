@@ -97,7 +97,7 @@ class TestKeys:
         """Calls are recognized by data sets as by what their keys are made of."""
         x, _ = table()
         signed = {
-            signature("f", {"x": data})
+            signature("f", (), {"x": data})
             for data in (dataset(x), dataset(x.copy()), dataset(x)[:5], dataset(x[:7])[:5], x)
         }
         assert len(signed) == 3

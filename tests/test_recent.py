@@ -129,7 +129,7 @@ class TestSignature:
         """Whenever two signatures agree, so do the keys of the values."""
         from warmstart import Fingerprinter
 
-        a, b = signature("f", {"x": one}), signature("f", {"x": other})
+        a, b = signature("f", (), {"x": one}), signature("f", (), {"x": other})
         if a == b:
             keys = [Fingerprinter().absorb("x", v).digest() for v in (one, other)]
             assert keys[0] == keys[1]
@@ -141,9 +141,9 @@ class TestSignature:
                 np.zeros(2 * n), np.zeros((2 * n, 1)), np.zeros(2 * n, "f4"), np.array([0.0, -0.0] * n),
                 np.zeros(2 * n, int), np.zeros(2 * n, ">f8"),
             ]  # fmt: skip
-            assert len({signature("f", {"x": a}) for a in arrays}) == len(arrays)
-            again = [signature("f", {"x": np.asfortranarray(a)}) for a in arrays]
-            assert again == [signature("f", {"x": a}) for a in arrays]
+            assert len({signature("f", (), {"x": a}) for a in arrays}) == len(arrays)
+            again = [signature("f", (), {"x": np.asfortranarray(a)}) for a in arrays]
+            assert again == [signature("f", (), {"x": a}) for a in arrays]
         for value in (
             np.array([None]),
             np.array(["a"]),
@@ -151,7 +151,7 @@ class TestSignature:
             {1},
             np.float64(1),
         ):
-            assert signature("f", {"x": value}) is None
+            assert signature("f", (), {"x": value}) is None
 
     def test_the_memory_is_bounded(self):
         """Ten thousand calls leave no more than a thousand specs."""

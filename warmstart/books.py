@@ -75,7 +75,7 @@ class Books:
     def note_hit(self, evaluations: int, seconds: float) -> None:
         """Note what a hit has saved."""
         with self._lock:
-            self._saved.merge(Saved(1, evaluations, seconds))
+            self._saved.add(evaluations, seconds)
 
     def is_due(self) -> bool:
         """Whether there are notes that have waited long enough."""

@@ -487,6 +487,12 @@ class Saved(msgspec.Struct):
     evaluations: int = 0
     seconds: float = 0.0
 
+    def add(self, evaluations: int, seconds: float) -> None:
+        """Count a hit."""
+        self.hits += 1
+        self.evaluations += evaluations
+        self.seconds += seconds
+
     def merge(self, other: Saved) -> None:
         """Add another's."""
         self.hits += other.hits

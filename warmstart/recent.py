@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import struct
 import types
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from warmstart.arrays import digest_here
 from warmstart.code import Absent, installed_package, references, resolve
 from warmstart.dataset import Dataset
-from warmstart.fingerprint import Fingerprint
 from warmstart.objects import package_of
 
 __all__ = ["Recent", "signature"]
@@ -136,14 +135,17 @@ def _is_installed(function: types.FunctionType) -> bool:
     return bool(installed_package(module)) and resolve(module, function.__qualname__) is function
 
 
-def signature(name: str, bound: Mapping[str, Any]) -> tuple[Any, ...] | None:
+def signature(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Any, ...] | None:
     """Return what a call was given as something that can be looked up, or None.
 
-    Two calls with equal signatures were given the same types and bits, and the same functions.
+    Two calls with equal signatures were given the same types and bits, and the same functions, by
+    position or by name as well.
     """
-    parts: list[Any] = [name]
+    parts: list[Any] = [name, len(args)]
     try:
-        for argument, value in bound.items():
+        for value in args:
+            _sign(value, parts)
+        for argument, value in named.items():
             parts.append(argument)
             _sign(value, parts)
     except _Unsteady:
@@ -175,14 +177,17 @@ _TEXTS = frozenset({str, bytes})
 _bits = struct.Struct("<d").pack
 
 
-class Recent:
-    """The keys of recent calls, by signature; a bounded number."""
+_T = TypeVar("_T")
+
+
+class Recent(Generic[_T]):
+    """What is known of recent calls, by signature; a bounded number."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], tuple[list[_Steady], Fingerprint]] = {}
+        self._known: dict[tuple[Any, ...], tuple[list[_Steady], _T]] = {}
 
-    def get(self, signed: tuple[Any, ...]) -> Fingerprint | None:
-        """Return the key of a call with this signature, if its functions are as they were."""
+    def get(self, signed: tuple[Any, ...]) -> _T | None:
+        """Return what is known of a call with this signature, if its functions are as they were."""
         known = self._known.get(signed)
         if known is None:
             return None
@@ -192,12 +197,12 @@ class Recent:
                 return None
         return known[1]
 
-    def add(self, signed: tuple[Any, ...], key: Fingerprint) -> None:
-        """Remember a key, if its functions stand on nothing that may change unseen."""
+    def add(self, signed: tuple[Any, ...], known: _T) -> None:
+        """Remember a call, if its functions stand on nothing that may change unseen."""
         try:
             steady = [_Steady(part) for part in signed if type(part) is types.FunctionType]
         except _Unsteady:
             return
         if len(self._known) >= _CAPACITY:
             self._known.clear()
-        self._known[signed] = (steady, key)
+        self._known[signed] = (steady, known)

@@ -562,12 +562,13 @@ class Store(History):
         digest = _checked(key).digest
         name = (digest, producer, order)
         kept = self._recent.get(name)
-        version = self._front.version()
+        front, now = self._front, self._about_now()
+        version = front.version()
         copied = None
         if (
             kept is not None
             and (kept.version == version or self._is_unchanged(key, kept.entry))
-            and not self._expired(digest, kept.entry.written, self._front)
+            and not self._expired(digest, kept.entry.written, front, now)
         ):
             entry: Entry | None = kept.entry
             copied = kept.copied
@@ -584,7 +585,7 @@ class Store(History):
         if entry is None:
             self._books.count("misses")
             return None
-        self._books.note_use(digest, self._about_now())
+        self._books.note_use(digest, now)
         return entry if copied is None else msgspec.structs.replace(entry, payload=copied())
 
     def _look_up(self, key: Fingerprint, producer: str, order: _Order) -> tuple[Entry | None, int]:
@@ -613,7 +614,9 @@ class Store(History):
             candidates = (slot.item for slot in self._sorted(key, producer, order, backend))
         for item in candidates:
             entry = self._read(item, producer, backend)
-            if entry is not None and not self._expired(key.digest, entry.written, backend):
+            if entry is not None and not self._expired(
+                key.digest, entry.written, backend, self._about_now()
+            ):
                 return entry, item.size
         return None, 0 if items else -1
 
@@ -680,10 +683,10 @@ class Store(History):
         if not slot.newer:
             self._books.note_damaged(slot.item.key, backend, slot.item.sequence)
 
-    def _expired(self, key: bytes, written: float, backend: Backend) -> bool:
+    def _expired(self, key: bytes, written: float, backend: Backend, now: float) -> bool:
         if self.ttl is None:
             return False
-        edge = self._about_now() - self.ttl
+        edge = now - self.ttl
         if written >= edge or self._books.used_at(key) >= edge:
             return False
         if (read_small(backend.get(stamp_row(key)), float) or 0.0) >= edge:

@@ -448,8 +448,11 @@ class _Environment:
 
     def version(self) -> object:
         # Of hot alone: whatever is applied is written there first. Every hit asks this.
-        with self._trouble, self.hot.gate:
-            return self.hot.env.info()["last_txnid"], self._opening
+        try:
+            return self.hot.gate.pass_by(self.hot.env.info)["last_txnid"], self._opening
+        except (lmdb.Error, OSError):
+            with self._trouble:
+                raise
 
     def size(self) -> int:
         with self._trouble:
