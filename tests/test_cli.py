@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from warmstart import ArgumentError, Store, cli, learned, optimize, using
+from warmstart import ArgumentError, BundleError, FitSpec, Store, cli, learned, optimize, using
 from warmstart.backends import Batch
 from warmstart.copying import copy
 
@@ -334,6 +334,23 @@ def test_journals_move_too(tmp_path, how):
     assert found.warm.replay == "exact"
     assert found.x.tobytes() == plain.x.tobytes()
     assert found.nfev == plain.nfev
+
+
+@pytest.mark.parametrize("where", ["directory", "member"])
+def test_offsets_out_of_a_bundle(tmp_path, where):
+    """What points to before the file's beginning is no bundle, or left out."""
+    with Store(tmp_path / "a") as store:
+        store.session(FitSpec(model="m")).finalize(1.0)
+        store.export(tmp_path / "b.zip")
+    raw = bytearray((tmp_path / "b.zip").read_bytes())
+    end = raw.rindex(b"PK\x05\x06")
+    if where == "directory":
+        raw[end + 12 : end + 16] = b"\xff\xff\xff\x7f"  # its size
+    else:
+        raw[end + 16 : end + 20] = b"\xff\xff\xff\x7f"  # its offset, to which those of members add
+    (tmp_path / "b.zip").write_bytes(raw)
+    with Store(tmp_path / "b") as store, pytest.raises(BundleError):
+        store.import_(tmp_path / "b.zip")
 
 
 def test_foreign_rows_of_a_bundle_are_left_out(tmp_path):

@@ -22,14 +22,24 @@ from fits import differences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from msgspec import structs
 from processes import SIGKILLED, in_child
 from scipy.sparse.linalg import LinearOperator
 
-from warmstart import Store, journal, optimize, using
+from warmstart import Store, Warm, journal, optimize, using
 from warmstart.errors import RecordError
 from warmstart.fingerprint import Fingerprint
 from warmstart.journal import Header, Journal, Life, Shelf
-from warmstart.packing import OPAQUE, are_near, pack_value, sketches, unpack_value
+from warmstart.packing import (
+    MUTATED,
+    OPAQUE,
+    TRACKED,
+    are_near,
+    dumps,
+    pack_value,
+    sketches,
+    unpack_value,
+)
 from warmstart.replay import Replay, difference
 
 FIT, KEY, OTHER = (Fingerprint(bytes([n]) * 32) for n in (1, 2, 3))
@@ -163,6 +173,64 @@ class TestValues:
         apart = np.abs(made[:, None] - made[None, :]).max(axis=2) + np.eye(200)
         assert apart.min() > 1e-4
 
+    @pytest.mark.parametrize("flag", [MUTATED, TRACKED])
+    def test_lies_about_what_a_call_did_besides(self, tmp_path, flag):
+        """An input left with another size, the state of no generator: noticed, and begun from the best."""
+        generator = np.random.default_rng(1)
+
+        def fun(x):
+            x *= 2.0
+            return float(x @ x) + 1e-3 * generator.random()
+
+        def fit(**options):
+            generator.bit_generator.state = np.random.default_rng(1).bit_generator.state
+            return optimize.minimize(
+                fun, [1.0, 2.0], method="Nelder-Mead", options={"maxfev": 60}, warm=Warm(**options)
+            )
+
+        common = {"journal": True, "track": [generator], "model": "besides"}
+        with Store(tmp_path) as store, using(store=store):
+            expected = fit(**common)
+            (path,) = store.journals.paths()
+            raw = path.read_bytes()
+            lied = bytearray()
+            for body in bodies(raw):
+                if body[:1] == b"E":
+                    body = body[:5] + with_lies(body[5:], flag)
+                if body[:1] != b"Z":
+                    lied += struct.pack("<II", len(body), crc32(body)) + body
+            store.delete(store.resolve(expected.warm.key))
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(journal.MAGIC + lied)
+            with pytest.warns(UserWarning, match="it is damaged"):
+                found = fit(**common)
+        assert found.warm.source == "checkpoint"
+        assert found.fun <= 1.1 * expected.fun
+
+
+def bodies(raw):
+    """Yield the bodies of a journal's frames."""
+    place = len(journal.MAGIC)
+    while place < len(raw):
+        (length,) = struct.unpack_from("<I", raw, place)
+        yield raw[place + 8 : place + 8 + length]
+        place += 8 + length
+
+
+def with_lies(records, flag):
+    """Return evaluations of numbers, each of which did something besides that it cannot have."""
+    made, place = b"", 0
+    while place < len(records):
+        head, place = records[place : place + 18], place + 18
+        extras = {}
+        for known in (MUTATED, TRACKED):
+            (size,) = struct.unpack_from("<I", records, place)
+            extras[known] = records[place + 4 : place + 4 + size]
+            place += 4 + size
+        extras[flag] = bytes(24) if flag == MUTATED else dumps([{"seeds": None, "bits": 7}])
+        made += head + b"".join(struct.pack("<I", len(e)) + e for e in extras.values())
+    return made
+
 
 class TestFile:
     """What is written is read back; what is torn, flipped or a lie is not."""
@@ -251,6 +319,8 @@ class TestFile:
         [
             b"H\xc1",
             b"L\x80",
+            journal.life_frame(structs.replace(LIFE, run="x" * 32))[8:],
+            journal.life_frame(structs.replace(LIFE, run=RUN + "\n"))[8:],
             b"B" + bytes(20),
             b"C\x93\x01\x02\x03",
             b"S" + bytes(7),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import threading
 import warnings
@@ -26,8 +27,8 @@ from warmstart import (
 )
 from warmstart.backends import Batch
 from warmstart.fingerprint import environment
-from warmstart.rows import entry_row
-from warmstart.session import new_run_id
+from warmstart.rows import entry_row, small
+from warmstart.session import new_run_id, process_row
 
 DAY = 86_400.0
 
@@ -323,6 +324,14 @@ class TestSlots:
 
 class TestDamage:
     """Bytes are never trusted."""
+
+    @pytest.mark.parametrize("told", ["x", None, [1.0], {}, math.inf])
+    def test_a_process_that_tells_nonsense(self, store, told):
+        """Rows of processes under a right checksum, of any content: a sweep goes on."""
+        store.put(entry(1.0))
+        store.backend.apply(Batch({process_row("ab" * 8): small({"told": told})}))
+        store.gc()
+        assert store.best(KEY).objective == 1.0
 
     def test_a_damaged_winner_is_skipped_for_the_next_best(self, store):
         """One damaged record does not become a miss while another is whole."""

@@ -17,6 +17,7 @@ get new sequence numbers in that order.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -129,7 +130,7 @@ def read_bundle(
     """
     added = skipped = 0
     try:
-        with zipfile.ZipFile(path) as bundle:
+        with _no_bad_seek(), zipfile.ZipFile(path) as bundle:
             members = _members(bundle, path)
             blobs = {
                 m[1]: info for info in bundle.infolist() if (m := _BLOB.fullmatch(info.filename))
@@ -182,13 +183,24 @@ def _rows(members: Iterable[zipfile.ZipInfo]) -> Iterator[tuple[bytes, zipfile.Z
             yield bytes.fromhex(other[1]), member
 
 
+@contextlib.contextmanager
+def _no_bad_seek() -> Iterator[None]:
+    """Take an offset to before the beginning of the file as the nonsense that it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise ValueError("an offset points out of the file") from error
+
+
 def _bounded(bundle: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> bytes:
     """Read a member without trusting the size that it declares."""
     if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         raise ValueError(f"{member.filename} is packed in a way that takes what memory it likes")
     if member.file_size > limit:
         raise ValueError(f"{member.filename} has more than {limit} bytes")
-    with bundle.open(member) as file:
+    with _no_bad_seek(), bundle.open(member) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise ValueError(f"{member.filename} has more than {limit} bytes")

@@ -33,7 +33,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from zlib import crc32
 
 import msgspec
@@ -123,7 +123,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
         What each channel's number stands for.
     """
 
-    run: str
+    run: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
     began: float
     environment: str
     blas: list[tuple[str, int, str]]

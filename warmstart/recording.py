@@ -388,13 +388,18 @@ class Recorder:
         try:
             mutated, tracked = replay.journal.extras(found)
             value, _ = unpack_value(buffer, found.form, found.offset)
+            if mutated is not None and len(mutated) != len(raw):
+                raise ValueError(f"an input of {len(raw)} bytes was left with {len(mutated)}")
         except _NONSENSE as error:
             raise Changed(f"it is damaged ({error})") from error
         due = self.probes == 0 or (replay.is_last and self.probes == 1)
         if again is not None and due and replay.is_exact:
             self._probe(value, again)
         if tracked is not None:
-            restore(self.tracked, tracked)
+            try:
+                restore(self.tracked, tracked)
+            except _NONSENSE as error:
+                raise Changed(f"it is damaged ({error})") from error
         if replay.is_over:
             self._reach_frontier()
         return value, mutated

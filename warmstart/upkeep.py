@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from warmstart import artifacts, learned, nearby
@@ -350,7 +351,7 @@ def _delete_orphans(backend: Backend, now: float, ttl: float | None) -> None:
         item
         for item in pages(backend, b"h", head=None)
         if item.key[1:].hex() not in processes
-        and (read_small(item, dict) or {}).get("told", 0.0) < now - _ORPHAN_AGE
+        and (read_small(item, _Process) or _Process()).told < now - _ORPHAN_AGE
     ]
     orphans += [
         item
@@ -362,6 +363,12 @@ def _delete_orphans(backend: Backend, now: float, ttl: float | None) -> None:
     nearby.sweep(backend, keys)
     for item in learned.orphans(backend):
         _delete_if_unmoved(backend, item)
+
+
+class _Process(msgspec.Struct):
+    """What is read here of the row that tells of a process."""
+
+    told: float = 0.0
 
 
 def _started(run: bytes) -> float:
