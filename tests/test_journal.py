@@ -14,6 +14,7 @@ import time
 import warnings
 from zlib import crc32
 
+import msgspec
 import numpy as np
 import pytest
 import scipy.optimize
@@ -172,6 +173,34 @@ class TestValues:
         made = sketches([row.tobytes() for row in np.eye(200)])
         apart = np.abs(made[:, None] - made[None, :]).max(axis=2) + np.eye(200)
         assert apart.min() > 1e-4
+
+    @pytest.mark.parametrize(
+        "x0", [np.array([np.inf, np.nan]), np.ones(3), np.ones((2, 1)), "x", None, [1.0, 2.0]]
+    )
+    def test_lies_about_the_start(self, tmp_path, x0):
+        """A start that the library is said to have chosen, and cannot have: begun anew."""
+
+        def fit():
+            return optimize.minimize(
+                scipy.optimize.rosen, [1.5, 2.0], method="Nelder-Mead", options={"maxfev": 60}
+            )
+
+        with Store(tmp_path) as store, using(store=store, journal=True):
+            expected = fit()
+            (path,) = store.journals.paths()
+            header, *others = bodies(path.read_bytes())
+            told = msgspec.msgpack.decode(header[1:], type=Header)
+            lie = structs.replace(told, chosen=True, x0=dumps(x0))
+            raw = journal.header_frame(lie)
+            for body in others:
+                if body[:1] != b"Z":
+                    raw += struct.pack("<II", len(body), crc32(body)) + body
+            store.delete(store.resolve(expected.warm.key))
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(raw)
+            found = fit()
+        assert found.warm.source == "cold"
+        assert found.x.tobytes() == expected.x.tobytes()
 
     @pytest.mark.parametrize("flag", [MUTATED, TRACKED])
     def test_lies_about_what_a_call_did_besides(self, tmp_path, flag):

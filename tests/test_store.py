@@ -27,7 +27,7 @@ from warmstart import (
 )
 from warmstart.backends import Batch
 from warmstart.fingerprint import environment
-from warmstart.rows import entry_row, small
+from warmstart.rows import RunInfo, entry_row, info_row, small
 from warmstart.session import new_run_id, process_row
 
 DAY = 86_400.0
@@ -324,6 +324,14 @@ class TestSlots:
 
 class TestDamage:
     """Bytes are never trusted."""
+
+    def test_a_row_that_tells_of_another_run(self, store):
+        """It is no run's: passed over where runs are listed, and unknown where it is asked for."""
+        info = RunInfo(run="ab" * 16, status="completed", key="", started=1.0)
+        store.backend.apply(Batch({info_row("cd" * 16): small(info)}))
+        assert list(store.runs()) == []
+        assert store.run_info("cd" * 16) is None
+        store.gc()
 
     @pytest.mark.parametrize("told", ["x", None, [1.0], {}, math.inf])
     def test_a_process_that_tells_nonsense(self, store, told):

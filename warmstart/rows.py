@@ -70,6 +70,7 @@ __all__ = [
     "rank",
     "rank_by_age",
     "read",
+    "read_info",
     "read_small",
     "slot_for",
     "small",
@@ -334,3 +335,10 @@ def read_small(item: Item | None, kind: type[_T]) -> _T | None:
         return msgspec.msgpack.decode(unseal(item.value), type=kind)
     except UNREADABLE:
         return None
+
+
+def read_info(item: Item | None) -> RunInfo | None:
+    """Return how a run went; a row that tells of another run than its own is a damaged one."""
+    found = read_small(item, RunInfo)
+    mine = found is not None and item is not None and item.key == info_row(found.run)
+    return found if mine else None

@@ -30,7 +30,7 @@ from warmstart.errors import (
 )
 from warmstart.experiment import Experiment, find_or_create, get_experiment
 from warmstart.pulse import Pulse
-from warmstart.rows import RunInfo, info_row, pages, read_small, small
+from warmstart.rows import RunInfo, info_row, pages, read_info, read_small, small
 from warmstart.series import Series
 from warmstart.session import (
     around,
@@ -179,7 +179,7 @@ class Run:
         if self._unwritten is not None:
             return self._unwritten
         self._buffer.flush()
-        found = read_small(self._backend.get(info_row(self.id)), RunInfo)
+        found = read_info(self._backend.get(info_row(self.id)))
         if found is None:
             raise RunLookupError(f"there is no run {self.id} in {self.store.address}")
         return found

@@ -14,7 +14,7 @@ import msgspec
 from warmstart.backends import Batch
 from warmstart.errors import ArgumentError, RunLookupError
 from warmstart.experiment import Experiment, default, experiments, get_experiment
-from warmstart.rows import RunInfo, info_row, pages, read_small, small
+from warmstart.rows import RunInfo, info_row, pages, read_info, small
 from warmstart.run import STATUSES, Document, Run, checked, dead, document_row, get_run
 from warmstart.store import Store
 
@@ -124,7 +124,7 @@ def _value(run: Run, info: RunInfo, field: str, names: Mapping[str, str]) -> Any
 def infos(store: Store) -> Iterator[RunInfo]:
     """Iterate over how all runs went, the oldest first."""
     for item in pages(store.backend, b"r", head=None):
-        found = read_small(item, RunInfo)
+        found = read_info(item)
         if found is not None:
             yield found
 

@@ -26,7 +26,7 @@ from warmstart.fingerprint import Fingerprint, FitSpec, Level, environment
 from warmstart.locks import free_in_children
 from warmstart.pulse import Pulse
 from warmstart.record import Entry, EntryKind, Start, encode_record
-from warmstart.rows import RunInfo, info_row, read_small, small
+from warmstart.rows import RunInfo, info_row, read_info, small
 from warmstart.store import Store
 
 __all__ = [
@@ -93,7 +93,7 @@ def within(run: Within | None) -> Iterator[None]:
 def beat(store: Store, run: str) -> None:
     """Give a sign of life for a run of this process, as long as it is running."""
     item = store.backend.get(info_row(run))
-    info = read_small(item, RunInfo)
+    info = read_info(item)
     if item is None or info is None or info.status != "running" or info.owner != host.owner():
         return
     made = msgspec.structs.replace(info, beat=store.clock())

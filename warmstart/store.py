@@ -67,6 +67,7 @@ from warmstart.rows import (
     rank,
     rank_by_age,
     read,
+    read_info,
     read_small,
     slot_for,
     small,
@@ -759,7 +760,7 @@ class Store(History):
 
     def run_info(self, run: str) -> RunInfo | None:
         """Return how a run went, given its 32 hexadecimal digits."""
-        return read_small(self.backend.get(info_row(run)), RunInfo)
+        return read_info(self.backend.get(info_row(run)))
 
     def set_run_info(self, info: RunInfo) -> None:
         """Write how a run went."""

@@ -20,7 +20,6 @@ from warmstart.errors import RecordError, RecordVersionError
 from warmstart.record import EntryKind, unseal
 from warmstart.rows import (
     Lease,
-    RunInfo,
     Slot,
     heads,
     info_row,
@@ -28,6 +27,7 @@ from warmstart.rows import (
     pages,
     pin_row,
     read,
+    read_info,
     read_small,
     stamp_row,
     summary_row,
@@ -256,7 +256,7 @@ def _left_by_runs(
     people = {item.key[1:17] for item in told}
     running, ended = set(), []
     for item in pages(backend, info_row(""), head=None):
-        info = read_small(item, RunInfo)
+        info = read_info(item)
         runs = info is not None and info.status == "running"
         if info is not None and runs and (info.beat or info.started) > now - _ORPHAN_AGE:
             running.add(item.key[1:])
@@ -337,7 +337,7 @@ def _delete_orphans(backend: Backend, now: float, ttl: float | None) -> None:
     oldest = now - max(_ORPHAN_AGE, np.inf if ttl is None else ttl)
     processes = set()
     for item in pages(backend, info_row(""), head=None):
-        info = read_small(item, RunInfo)
+        info = read_info(item)
         ended = _started(item.key[1:]) if info is None else info.ended or info.beat or info.started
         if item.key[1:] not in runs and ended < oldest:
             orphans.append(item)

@@ -425,7 +425,7 @@ class _Run:
         assert header is not None
         changes = {}
         if header.chosen and header.x0 is not None and self._call.surface.start is not None:
-            changes[self._call.surface.start] = loads(header.x0)
+            changes[self._call.surface.start] = self._checked_point(loads(header.x0))
         if self._dice is not None and header.random is not None:
             self._dice0 = loads(header.random)
             self._dice.begin(self._dice0)
@@ -501,13 +501,16 @@ class _Run:
         ValueError
             With the reason, if there is none that fits.
         """
+        lower, upper = self._call.surface.limits(self._call.bound)
+        return np.asarray(np.clip(self._checked_point(x), lower, upper))
+
+    def _checked_point(self, x: Any) -> np.ndarray[Any, Any]:
         if not isinstance(x, np.ndarray) or x.ndim != 1 or not np.isfinite(x).all():
             raise ValueError("the checkpoint holds no usable point")
         given = self._call.bound.get(str(self._call.surface.start))
         if given is not None and np.size(given) != x.size:
             raise ValueError(f"the checkpoint has {x.size} parameters, this fit {np.size(given)}")
-        lower, upper = self._call.surface.limits(self._call.bound)
-        return np.asarray(np.clip(x, lower, upper))
+        return x
 
     def _header(self) -> Header:
         """Return what a new journal says of itself."""
