@@ -23,6 +23,7 @@ from hypothesis import settings
 
 from warmstart import StoreError, StoreFullError
 from warmstart.backends import Batch, Durability, halves
+from warmstart.backends import halves as halves_module
 from warmstart.backends import lmdb as lmdb_module
 from warmstart.backends import place as place_module
 from warmstart.backends.lmdb import LmdbBackend
@@ -609,6 +610,41 @@ print(len(backend.scan(b"k")), backend.get(b"new").value.decode(), backend.verif
         else:
             assert "quarantine" in done.stderr
             assert list((place / "quarantine").glob("*-durable/data.mdb"))
+
+    @pytest.mark.parametrize("number", [b"123456789", b"\xff" * 8, b""])
+    @pytest.mark.parametrize(("half", "row"), [("durable", b"\0mark"), ("hot", b"\0base")])
+    def test_damaged_counts_of_writes(self, place, half, row, number):
+        """What says how many writes there were is no number: that half alone is moved aside."""
+        backend = LmdbBackend(place)
+        backend.apply(Batch({b"a": b"1"}), Durability.POWER)
+        backend.close()
+        with lmdb.open(str(place / half)) as engine, engine.begin(write=True) as txn:
+            txn.put(row, number)
+        with pytest.warns(UserWarning, match="quarantine"):
+            found = backend.get(b"a")
+        assert (found is None) == (half == "durable")
+        backend.apply(Batch({b"b": b"2"}), Durability.POWER)
+        backend.close()
+        assert backend.get(b"b").value == b"2"
+        backend.close()
+
+    def test_nothing_is_read_of_files_that_are_known_to_be_damaged(self, place, monkeypatch):
+        """To follow pages that contradict each other may end in a signal; the next opening looks."""
+        backend = LmdbBackend(place)
+        backend.apply(Batch({b"a": b"1"}), Durability.POWER)
+        with monkeypatch.context() as patched:
+            patched.setattr(halves_module, "problems_of", lambda _folder: ["page 7: odd"])
+            assert "durable: page 7: odd" in backend.verify()
+        for use in (
+            lambda: backend.scan(b"a"),
+            lambda: backend.get(b"a"),
+            lambda: backend.apply(Batch({b"a": b"2"})),
+        ):
+            with pytest.raises(StoreError, match=r"page 7: odd; it is checked and repaired"):
+                use()
+        backend.close()
+        assert backend.get(b"a").value == b"1"
+        backend.close()
 
     def test_a_file_of_another_program_is_quarantined(self, place):
         """Garbage in place of a data file is moved aside with one warning."""

@@ -16,7 +16,7 @@ import numpy as np
 from warmstart import artifacts, learned, nearby
 from warmstart.backends import Backend, Batch, Item
 from warmstart.carrying import written_at
-from warmstart.errors import RecordError, RecordVersionError
+from warmstart.errors import RecordError, RecordVersionError, StoreError
 from warmstart.record import EntryKind, unseal
 from warmstart.rows import (
     Lease,
@@ -380,6 +380,15 @@ def _started(run: bytes) -> float:
 def verify(backend: Backend, *, repair: bool = False) -> VerifyReport:
     """Decode every record, check every other row, and the engine's files."""
     report = VerifyReport(structure=backend.verify())
+    try:
+        _verify_rows(backend, report, repair=repair)
+    except StoreError:
+        if not report.structure:
+            raise  # else it is known why nothing more is read
+    return report
+
+
+def _verify_rows(backend: Backend, report: VerifyReport, *, repair: bool) -> None:
     last = b""
     while page := backend.scan(b"", after=last, limit=16):
         last = page[-1].key
@@ -392,7 +401,6 @@ def verify(backend: Backend, *, repair: bool = False) -> VerifyReport:
             except RecordError as error:
                 report.damaged.append(f"{_name(item.key)}: {error}")
                 report.repaired += repair and _delete_if_unmoved(backend, item)
-    return report
 
 
 def _check(item: Item) -> None:

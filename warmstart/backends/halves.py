@@ -51,6 +51,8 @@ HEADER = FRAME.size
 BASE = b"\0base"
 MARK = b"\0mark"
 DONE = b"\0done"
+_TOO_MANY = 1 << 62
+"""Writes that no store has seen."""
 _READERS = 1024
 _LOCK_SIZE = 128 + 64 * _READERS
 GROUP = 32 << 20
@@ -318,17 +320,27 @@ def sequence_of(txn: lmdb.Transaction, key: bytes) -> int | None:
 
 def read_mark(txn: lmdb.Transaction) -> int:
     """Return the highest sequence number that durable has seen."""
-    return int.from_bytes(txn.get(MARK, b"\0"), "little")
+    return _number_at(txn, MARK) or 0
+
+
+def _number_at(txn: lmdb.Transaction, key: bytes) -> int | None:
+    raw = txn.get(key)
+    if raw is None:
+        return None
+    number = int.from_bytes(raw, "little")
+    if len(raw) != 8 or number >= _TOO_MANY:
+        raise lmdb.CorruptedError(f"{key!r} has no number of writes")
+    return number
 
 
 def settle_base(txn: lmdb.Transaction, mark: int) -> int:
     """Return what hot's transaction numbers are counted from, so that they go on increasing."""
-    found = txn.get(BASE)
-    if found is None or int.from_bytes(found, "little") + txn.id() <= mark:
+    found = _number_at(txn, BASE)
+    if found is None or found + txn.id() <= mark:
         # It is new, or a power cut has set it back.
-        found = mark.to_bytes(8, "little")
-        txn.put(BASE, found)
-    return int.from_bytes(found, "little")
+        found = mark
+        txn.put(BASE, found.to_bytes(8, "little"))
+    return found
 
 
 def copied(buffer: Any) -> bytes | None:
@@ -413,7 +425,7 @@ def settle(txn: lmdb.Transaction, group: list[tuple[bytes, bytes]], done: int | 
         The number up to which all is there with this group. What hot has of those numbers later
         was brought back by a power cut: older than what is here, or deleted since.
     """
-    mark, floor = read_mark(txn), int.from_bytes(txn.get(DONE, b"\0"), "little")
+    mark, floor = read_mark(txn), _number_at(txn, DONE) or 0
     for key, frame in group:
         if not is_whole(key, frame):
             continue

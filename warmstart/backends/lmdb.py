@@ -259,10 +259,9 @@ class _Environment:
         except _DAMAGED as error:
             if attendance.alive:
                 raise
-            name = "durable" if not hasattr(self, "durable") else "hot"
-            if name == "hot":
-                self.durable.close()
-            self.place.quarantine(name, str(error))
+            for name in vars(self).keys() & set(HALVES):
+                vars(self).pop(name).close()
+            self.place.quarantine(self._at, str(error))
             self._open_halves(map_size)
         for name in suspects:
             try:
@@ -274,15 +273,16 @@ class _Environment:
                 self._open_halves(map_size)
 
     def _open_halves(self, map_size: int) -> None:
-        self._base = 0
+        self._base, self._at = 0, "durable"
         self.durable = Half(
             self.place.half("durable"), sync=True, map_size=map_size, read_only=self.read_only
         )
+        mark = 0 if self.read_only else self.durable.read(read_mark)
+        self._at = "hot"
         self.hot = Half(
             self.place.half("hot"), sync=False, map_size=map_size, read_only=self.read_only
         )
         if not self.read_only:
-            mark = self.durable.read(read_mark)
             self._base = self.hot.write(lambda txn: settle_base(txn, mark))
 
     def _open_to_read(self, map_size: int) -> None:
@@ -463,19 +463,26 @@ class _Environment:
         for name, half in self.halves.items():
             problems = half.problems()
             last = b"\1"
-            try:
-                half.read(walk_through)
-                while page := half.read(functools.partial(group_after, last=last)).rows:
-                    found += [
-                        f"{name}: the frame of {key[:1]!r} {key[1:7].hex()} is damaged"
-                        for key, frame in page
-                        if not is_whole(key, frame)
-                    ]
-                    last = page[-1][0]
-            except _DAMAGED as error:
-                problems.append(str(error))
+            # Pages that contradict each other are not walked through: SIGBUS may be at the end.
+            while not problems:
+                try:
+                    if last == b"\1":
+                        half.read(walk_through)
+                    page = half.read(functools.partial(group_after, last=last)).rows
+                except _DAMAGED as error:
+                    problems.append(str(error))
+                    break
+                if not page:
+                    break
+                found += [
+                    f"{name}: the frame of {key[:1]!r} {key[1:7].hex()} is damaged"
+                    for key, frame in page
+                    if not is_whole(key, frame)
+                ]
+                last = page[-1][0]
             found += [f"{name}: {problem}" for problem in problems]
-            self._trouble.damaged |= bool(problems)
+            if problems and not self._trouble.damaged:
+                self._trouble.damaged = problems[0]
         return found
 
     def close(self) -> None:
@@ -494,7 +501,7 @@ class _Environment:
                 half.close()
             if not self.read_only:
                 with contextlib.suppress(OSError), self.place.lock("open"):
-                    self.place.leave(well=not self._trouble.damaged)
+                    self.place.leave(well=not (self._trouble.damaged or self._trouble.was_met))
 
 
 def _says_full(error: Exception) -> bool:
@@ -512,22 +519,29 @@ class _Trouble:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self.damaged = False
-        """Damage was met, after which the next opening checks the files."""
+        self.was_met = False
+        """The engine has met damage, after which the next opening checks the files."""
+        self.damaged = ""
+        """What a check of the files has found. Nothing is read any more: to follow pages that
+        contradict each other may end in SIGBUS."""
 
     def __enter__(self) -> None:
-        pass
+        if self.damaged:
+            raise self._error(self.damaged)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, _DAMAGED):
-            self.damaged = True
-            raise StoreError(
-                f"the store {self._path} is damaged: {error}; it is checked and repaired when all "
-                "processes that use it have ended and one opens it again"
-            ) from error
+            self.was_met = True
+            raise self._error(error) from error
         if isinstance(error, (lmdb.Error, OSError)) and not isinstance(error, StoreError):
             made = StoreFullError if _says_full(error) else StoreError
             raise made(f"the store {self._path} failed: {error}") from error
+
+    def _error(self, why: object) -> StoreError:
+        return StoreError(
+            f"the store {self._path} is damaged: {why}; it is checked and repaired when all "
+            "processes that use it have ended and one opens it again"
+        )
 
 
 class _Promoter(threading.Thread):
