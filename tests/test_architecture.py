@@ -19,10 +19,10 @@ import warmstart
 
 # From the ground up. A module imports only from floors below its own.
 FLOORS = [
-    ["errors"],
+    ["errors", "locks"],
     [
         *("arrays", "code", "backends", "machine", "progress", "continuation", "randomness"),
-        *("sketch", "curvature", "host", "trace", "report", "pulse", "locks"),
+        *("sketch", "curvature", "host", "trace", "report", "pulse"),
     ],
     [
         "html",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -750,6 +751,56 @@ class TestFullDisk:
         self.fill(backend)
         assert backend.get(b"first").value == b"1"
 
+    def test_somebody_else_takes_the_last_byte(self, small, monkeypatch):
+        """What was set aside for it is enough to delete, and is set aside again."""
+        monkeypatch.setattr(lmdb_module, "_FLOOR", 0)
+        backend = LmdbBackend(small)
+        for n in range(200):
+            backend.apply(Batch({b"k%d" % n: bytes([n]) * 20_000}))
+        backend.flush()
+        with (
+            pytest.raises(OSError, match="No space left"),
+            open(small.parent / "other", "wb", 0) as file,
+        ):
+            while True:
+                file.write(bytes(4096))
+        assert shutil.disk_usage(small).free == 0
+        for n in range(150):
+            backend.apply(Batch(deletes=[b"k%d" % n]))
+        backend.flush()
+        assert not (small / "reserve").exists()
+        for n in range(150, 200):
+            assert backend.get(b"k%d" % n).value == bytes([n]) * 20_000
+        for n in range(70):
+            backend.apply(Batch({b"new%d" % n: bytes(20_000)}))
+        backend.flush()
+        assert len(backend.scan(b"k", head=1)) == 50
+        assert len(backend.scan(b"new", head=1)) == 70
+        (small.parent / "other").unlink()
+        for n in range(64):
+            backend.apply(Batch({b"more": bytes([n])}))
+        assert (small / "reserve").stat().st_size == 256 << 10
+        backend.close()
+
+    def test_an_opening_that_fails_leaves_nothing_open(self, place, monkeypatch):
+        """Whoever keeps the error does not keep the engine, which opens nothing twice."""
+        opened = lmdb_module.Half
+
+        def full(folder, **options):
+            if folder.name == "hot":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return opened(folder, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(lmdb_module, "Half", full)
+            with pytest.raises(StoreFullError) as kept:
+                LmdbBackend(place).get(b"a")
+        backend = LmdbBackend(place)
+        backend.apply(Batch({b"a": b"1"}))
+        assert backend.get(b"a").value == b"1"
+        backend.close()
+        del kept
+
 
 def test_lmdb_is_recent_enough():
     """The engine is at least py-lmdb 2.1.1, the release with the hardened reader."""
@@ -762,15 +813,15 @@ def test_lmdb_is_recent_enough():
 def test_a_fork_waits_for_an_import():
     """A child that is forked while another thread imports psutil can import it as well."""
     code = """
-import builtins, os, sys, threading
+import importlib, os, sys, threading
 from warmstart import host
-plain, inside = builtins.__import__, threading.Event()
+plain, inside = importlib.import_module, threading.Event()
 def slow(name, *rest):
     if name == "psutil" and not inside.is_set():
         inside.set()
         threading.Event().wait(0.5)  # as if the disk were slow
     return plain(name, *rest)
-builtins.__import__ = slow
+importlib.import_module = slow
 threading.Thread(target=host.the_psutil).start()
 inside.wait()
 pid = os.fork()
@@ -810,3 +861,36 @@ thread.join()
 """
     words = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
     assert subprocess.run(words, timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("slow", ["filelock", "lmdb.open"])
+def test_a_fork_during_the_very_first_opening(tmp_path, slow):
+    """Before anything is known of forks, a child finds the registry of environments free."""
+    code = """
+import importlib, os, sys, threading
+import lmdb
+from warmstart.backends.lmdb import LmdbBackend
+inside, go = threading.Event(), threading.Event()
+def slowly(plain):
+    def call(*arguments, **options):
+        if threading.current_thread() is not threading.main_thread() and not inside.is_set():
+            inside.set()
+            go.wait(0.3)
+        return plain(*arguments, **options)
+    return call
+if sys.argv[2] == "filelock":
+    importlib.import_module = slowly(importlib.import_module)
+else:
+    lmdb.open = slowly(lmdb.open)
+thread = threading.Thread(target=lambda: LmdbBackend(sys.argv[1] + "/a").get(b"k"))
+thread.start()
+inside.wait()
+pid = os.fork()
+if not pid:
+    LmdbBackend(sys.argv[1] + "/b").get(b"k")
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+thread.join()
+"""
+    words = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path), slow]
+    assert subprocess.run(words, timeout=30, check=False).returncode == 0

@@ -14,6 +14,7 @@ from warmstart import learned
 from warmstart.errors import ArgumentError
 from warmstart.fingerprint import Fingerprint, FitSpec
 from warmstart.following import Follower
+from warmstart.locks import lazily
 from warmstart.nearby import Place, index, rows_in
 from warmstart.recording import Recorder
 from warmstart.sketch import row_hashes
@@ -84,11 +85,11 @@ class Approach:
         self.saved = 0
         """Evaluations fewer than a cold fit's, on the average."""
 
-    @functools.cached_property
+    @lazily
     def _place(self) -> Place:
         return place_for(self._surface, self._spec, self._options.names)
 
-    @functools.cached_property
+    @lazily
     def _rows(self) -> NDArray[np.uint64] | None:
         """A hash for each row of the data, where their scores are given."""
         if self._options.scores is None:

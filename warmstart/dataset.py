@@ -7,7 +7,6 @@ refuses to make writable, so that it need not be looked at again.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from warmstart.arrays import content_of, digest_buffer, head_of, immutable, write_array
 from warmstart.errors import ArgumentError
+from warmstart.locks import lazily
 from warmstart.values import Encoder, writes
 
 __all__ = ["Dataset", "dataset", "plain"]
@@ -125,7 +125,7 @@ class Dataset(NDArrayOperatorsMixin):
             self._values = immutable(values)
             self.shape, self.dtype = values.shape, values.dtype
 
-    @functools.cached_property
+    @lazily
     def _values(self) -> NDArray[Any]:
         assert self._chosen is not None
         return immutable(self._chosen.whole.array[self._chosen.numbers])
@@ -176,7 +176,7 @@ class Dataset(NDArrayOperatorsMixin):
             whole, numbers = self._chosen
         return Dataset(None, _Chosen(whole, numbers[chosen]), by_rows=True)
 
-    @functools.cached_property
+    @lazily
     def _numbers(self) -> NDArray[np.intp]:
         return np.arange(len(self))
 
@@ -187,7 +187,7 @@ class Dataset(NDArrayOperatorsMixin):
             return self.take(index)
         return self.array[index]
 
-    @functools.cached_property
+    @lazily
     def row_digests(self) -> NDArray[np.complex128]:
         """16 bytes of each row's BLAKE3; of rows that were chosen without reading them.
 
@@ -201,7 +201,7 @@ class Dataset(NDArrayOperatorsMixin):
         digests = b"".join([blake3(row).digest(_ROW) for row in rows])
         return np.frombuffer(digests, np.complex128)
 
-    @functools.cached_property
+    @lazily
     def frame(self) -> bytes:
         """What stands for it in a key."""
         if not self._by_rows:

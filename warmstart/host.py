@@ -11,10 +11,11 @@ import secrets
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from warmstart.locks import imported
 
 __all__ = ["describe", "is_alive", "owner", "process_id", "the_psutil"]
 
@@ -30,24 +31,9 @@ def process_id() -> str:
 os.register_at_fork(after_in_child=process_id.cache_clear)
 
 
-_importing = threading.Lock()
-os.register_at_fork(
-    before=_importing.acquire,
-    after_in_parent=_importing.release,
-    after_in_child=_importing.release,
-)
-
-
 def the_psutil() -> Any:
-    """Return the module, imported when it is first asked for: 10 ms that only writers need.
-
-    Not while the process forks: a child in which another thread was at the import would wait
-    for that thread for ever.
-    """
-    with _importing:
-        import psutil  # noqa: PLC0415 (see above)
-
-        return psutil
+    """Return the module, imported when it is first asked for: 10 ms that only writers need."""
+    return imported("psutil")
 
 
 @functools.cache
@@ -103,7 +89,7 @@ def describe() -> dict[str, Any]:
     parts: dict[str, Callable[[], Any]] = {
         "host": _host,
         "user": getpass.getuser,
-        "system": platform.platform,
+        "system": lambda: "-".join(os.uname()[i] for i in (0, 2, 4)),
         "cpu": _cpu,
         "cores": lambda: psutil.cpu_count(logical=False) or psutil.cpu_count(),
         "memory": lambda: psutil.virtual_memory().total,
@@ -126,7 +112,7 @@ def _cpu() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
-    return platform.processor()
+    return os.uname().machine
 
 
 def _gpus() -> list[str]:

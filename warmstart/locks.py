@@ -1,14 +1,18 @@
-"""Locks that a forked child finds free, whoever held them in its parent."""
+"""Locks that a forked child finds free, whoever held them in its parent, and how to need none."""
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-__all__ = ["free_in_children", "held_over_forks"]
+__all__ = ["free_in_children", "held_over_forks", "imported", "lazily"]
+
+_T = TypeVar("_T")
 
 _makers: weakref.WeakKeyDictionary[Any, dict[str, Callable[[], Any]]] = weakref.WeakKeyDictionary()
 
@@ -44,6 +48,37 @@ def held_over_forks(owner: Any, name: str) -> None:
     _held[owner] = name
 
 
+def imported(name: str) -> Any:
+    """Import a module, but not while the process forks.
+
+    A child that is forked while another thread is at the import would wait for that thread for
+    ever when it needs the module itself.
+    """
+    with _importing:
+        return importlib.import_module(name)
+
+
+class lazily(Generic[_T]):  # noqa: N801 (a decorator)
+    """A property that is worked out once, twice if two threads begin at the same time.
+
+    ``functools.cached_property`` had a lock for all objects of a class up to Python 3.11, which a
+    forked child may find held.
+    """
+
+    def __init__(self, make: Callable[[Any], _T]) -> None:
+        self._make = make
+        self.__doc__ = make.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> _T:
+        if instance is None:
+            return self  # type: ignore[return-value]
+        made: _T = vars(instance).setdefault(self._name, self._make(instance))
+        return made
+
+
 _held: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _taken: list[Any] = []
 
@@ -65,5 +100,7 @@ def _renew() -> None:
             setattr(owner, name, make())
 
 
+_importing = threading.Lock()
+held_over_forks(sys.modules[__name__], "_importing")
 os.register_at_fork(before=_take, after_in_parent=_leave, after_in_child=_leave)
 os.register_at_fork(after_in_child=_renew)

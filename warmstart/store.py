@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import math
 import os
 import secrets
@@ -42,7 +41,7 @@ from warmstart.errors import (
 from warmstart.fingerprint import Difference, Fingerprint, FitSpec, SpecSummary, environment
 from warmstart.history import History
 from warmstart.journal import Shelf
-from warmstart.locks import free_in_children
+from warmstart.locks import free_in_children, lazily
 from warmstart.nearby import forget
 from warmstart.record import (
     HEAD_SIZE,
@@ -304,7 +303,7 @@ class Store(History):
         """
         return None if self.read_only else self._shelf
 
-    @functools.cached_property
+    @lazily
     def _shelf(self) -> Shelf:
         if self.address == MEMORY:
             folder = Path(tempfile.gettempdir(), f"warmstart-{secrets.token_hex(8)}")

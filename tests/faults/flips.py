@@ -157,7 +157,11 @@ class _Check:
     def files(self, kind: str) -> list[str]:
         root = self.scratch / kind
         found = sorted(path for path in root.rglob("*") if path.is_file())
-        return [str(p.relative_to(root)) for p in found if p.suffix not in {".lock", ".leave"}]
+        return [
+            str(p.relative_to(root))
+            for p in found
+            if p.suffix not in {".lock", ".leave"} and p.name != "reserve"
+        ]
 
     def damages(self, amount: int, seed: int) -> list[_Damage]:
         """Return all there are, or so many of each sort in turn; always all strangers."""

@@ -236,8 +236,8 @@ def _evict(
             del kept[number]
         store.flush()
     except StoreFullError:
-        # To the last byte by somebody else: a deletion needs a few pages, too.
-        counts["not evicted"] += 1
+        # A deletion needs a few pages, too: there are some set aside, but not under a quota.
+        counts["not evicted under a quota" if quota else "not evicted"] += 1
         if left > _MB and not quota:
             yield f"nothing can be deleted with {left} bytes left"
         return

@@ -445,7 +445,9 @@ class Histories(RuleBasedStateMachine):
         """The last fit is forgotten, with its journal."""
         if self.last is None:
             return
-        with using(store=self.store, journal=True):  # without, what takes no millisecond is not kept
+        with using(
+            store=self.store, journal=True
+        ):  # without, what takes no millisecond is not kept
             found = come_to_its_end(warmstart.optimize, self.last)
         if found.error is None and found.result.warm.key is not None:
             self.store.delete(self.store.resolve(found.result.warm.key))

@@ -36,7 +36,10 @@ __all__ = ["HALVES", "Attendance", "Place", "make_folder", "read_file", "sync_fo
 HALVES = ("hot", "durable")
 _FORMAT = "warmstart store "
 _VERSION = 1
-_OWN = frozenset({*HALVES, "locks", "journals", "FORMAT", "closed", "boot", "quarantine"})
+_RESERVE = "reserve"
+_SET_ASIDE = 256 << 10
+"""Bytes that are given back to a full disk: to delete takes some pages, too."""
+_OWN = frozenset({*HALVES, "locks", "journals", "FORMAT", "closed", "boot", "quarantine", _RESERVE})
 # Memory maps and byte-range locks are not to be relied on here: py-lmdb#100, diskcache#345.
 _NETWORK = frozenset(
     """9p afs autofs beegfs ceph cephfs cifs coda drvfs dvs glusterfs gpfs lustre ncpfs nfs nfs4
@@ -119,6 +122,28 @@ class Place:
         self._read_only = read_only
         self._allow_network = allow_network
         self._holder: FileLock | None = None
+
+    def keep_reserve(self) -> None:
+        """Set some bytes of the disk aside, unless they are, or there are none."""
+        with contextlib.suppress(OSError):
+            path = self.path / _RESERVE
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                if 512 * os.fstat(descriptor).st_blocks < _SET_ASIDE:
+                    os.posix_fallocate(descriptor, 0, _SET_ASIDE)
+            except OSError:
+                path.unlink()
+                raise
+            finally:
+                os.close(descriptor)
+
+    def spend_reserve(self) -> bool:
+        """Give back what was set aside; returns whether there was any."""
+        try:
+            (self.path / _RESERVE).unlink()
+        except OSError:
+            return False
+        return True
 
     def half(self, name: str) -> Path:
         """Return the folder of one environment."""
