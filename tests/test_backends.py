@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import lmdb
@@ -612,21 +613,34 @@ print(len(backend.scan(b"k")), backend.get(b"new").value.decode(), backend.verif
             assert "quarantine" in done.stderr
             assert list((place / "quarantine").glob("*-durable/data.mdb"))
 
-    @pytest.mark.parametrize("number", [b"123456789", b"\xff" * 8, b""])
-    @pytest.mark.parametrize(("half", "row"), [("durable", b"\0mark"), ("hot", b"\0base")])
-    def test_damaged_counts_of_writes(self, place, half, row, number):
-        """What says how many writes there were is no number: that half alone is moved aside."""
+    @pytest.mark.parametrize("damage", ["grown", "gone", "a longer one", *range(12)])
+    @pytest.mark.parametrize(
+        ("half", "row"), [("durable", b"\0mark"), ("durable", b"\0done"), ("hot", b"\0base")]
+    )
+    def test_damaged_counts_of_writes(self, place, half, row, damage):
+        """Whatever says how many writes there were: all is kept, and what is written next, too."""
         backend = LmdbBackend(place)
-        backend.apply(Batch({b"a": b"1"}), Durability.POWER)
+        last = backend.apply(Batch({b"a": b"1", b"b": b"1"}), Durability.POWER)
         backend.close()
         with lmdb.open(str(place / half)) as engine, engine.begin(write=True) as txn:
-            txn.put(row, number)
-        with pytest.warns(UserWarning, match="quarantine"):
-            found = backend.get(b"a")
-        assert (found is None) == (half == "durable")
-        backend.apply(Batch({b"b": b"2"}), Durability.POWER)
-        backend.close()
-        assert backend.get(b"b").value == b"2"
+            raw = bytearray(txn.get(row))
+            if damage == "gone":
+                txn.delete(row)
+            elif damage == "a longer one":
+                txn.put(row, bytes(raw) * 2)
+            elif damage == "grown":
+                txn.put(row, b"\xff" * len(raw))
+            else:
+                raw[damage] ^= 0x41
+                txn.put(row, bytes(raw))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert backend.get(b"a").value == b"1"
+            assert backend.apply(Batch({b"a": b"2", b"c": b"2"})) > last
+            backend.close()
+            found = [(item.key, item.value) for item in backend.scan(b"")]
+        assert found == [(b"a", b"2"), (b"b", b"1"), (b"c", b"2")]
+        assert backend.verify() == []
         backend.close()
 
     def test_nothing_is_read_of_files_that_are_known_to_be_damaged(self, place, monkeypatch):

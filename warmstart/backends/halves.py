@@ -51,8 +51,7 @@ HEADER = FRAME.size
 BASE = b"\0base"
 MARK = b"\0mark"
 DONE = b"\0done"
-_TOO_MANY = 1 << 62
-"""Writes that no store has seen."""
+"""Rows of counts of writes, as frames without a value: one that is damaged must not count."""
 _READERS = 1024
 _LOCK_SIZE = 128 + 64 * _READERS
 GROUP = 32 << 20
@@ -295,7 +294,7 @@ def _opened(folder: Path, map_size: int, **options: Any) -> lmdb.Environment:
             map_size *= 2
 
 
-def _checksum(key: bytes, sequence: int, value: Any) -> int:
+def _checksum(key: Any, sequence: int, value: Any) -> int:
     return zlib.crc32(value, zlib.crc32(sequence.to_bytes(8, "little"), zlib.crc32(key)))
 
 
@@ -304,7 +303,7 @@ def make_frame(key: bytes, sequence: int, value: bytes) -> bytes:
     return FRAME.pack(sequence, _checksum(key, sequence, value)) + value
 
 
-def is_whole(key: bytes, frame: bytes) -> bool:
+def is_whole(key: Any, frame: Any) -> bool:
     """Return whether a frame's checksum agrees."""
     if len(frame) < HEADER:
         return False
@@ -319,27 +318,31 @@ def sequence_of(txn: lmdb.Transaction, key: bytes) -> int | None:
 
 
 def read_mark(txn: lmdb.Transaction) -> int:
-    """Return the highest sequence number that durable has seen."""
-    return _number_at(txn, MARK) or 0
+    """Return the highest sequence number that durable has seen, or still has if that is damaged."""
+    mark = _count_at(txn, MARK)
+    if mark is None:
+        whole = (FRAME.unpack_from(frame)[0] for key, frame in txn.cursor() if is_whole(key, frame))
+        mark = max(whole, default=0)
+    return int(mark)
 
 
-def _number_at(txn: lmdb.Transaction, key: bytes) -> int | None:
-    raw = txn.get(key)
-    if raw is None:
-        return None
-    number = int.from_bytes(raw, "little")
-    if len(raw) != 8 or number >= _TOO_MANY:
-        raise lmdb.CorruptedError(f"{key!r} has no number of writes")
-    return number
+def _count_at(txn: lmdb.Transaction, row: bytes) -> int | None:
+    """Return a count of writes; None if there is none, or it is damaged."""
+    frame = txn.get(row)
+    return sequence_of(txn, row) if frame is not None and is_whole(row, frame) else None
+
+
+def _put_count(txn: lmdb.Transaction, row: bytes, count: int) -> None:
+    txn.put(row, make_frame(row, count, b""))
 
 
 def settle_base(txn: lmdb.Transaction, mark: int) -> int:
     """Return what hot's transaction numbers are counted from, so that they go on increasing."""
-    found = _number_at(txn, BASE)
+    found = _count_at(txn, BASE)
     if found is None or found + txn.id() <= mark:
-        # It is new, or a power cut has set it back.
+        # It is new or damaged, or a power cut has set it back.
         found = mark
-        txn.put(BASE, found.to_bytes(8, "little"))
+        _put_count(txn, BASE, found)
     return found
 
 
@@ -425,7 +428,7 @@ def settle(txn: lmdb.Transaction, group: list[tuple[bytes, bytes]], done: int | 
         The number up to which all is there with this group. What hot has of those numbers later
         was brought back by a power cut: older than what is here, or deleted since.
     """
-    mark, floor = read_mark(txn), _number_at(txn, DONE) or 0
+    mark, floor = read_mark(txn), _count_at(txn, DONE) or 0
     for key, frame in group:
         if not is_whole(key, frame):
             continue
@@ -439,8 +442,8 @@ def settle(txn: lmdb.Transaction, group: list[tuple[bytes, bytes]], done: int | 
         mark = max(mark, sequence)
     if done is not None:
         mark = max(mark, done)
-        txn.put(DONE, max(floor, done).to_bytes(8, "little"))
-    txn.put(MARK, mark.to_bytes(8, "little"))
+        _put_count(txn, DONE, max(floor, done))
+    _put_count(txn, MARK, mark)
 
 
 def forget(txn: lmdb.Transaction, group: list[tuple[bytes, bytes]]) -> None:
