@@ -20,6 +20,7 @@ import warmstart
 # From the ground up. A module imports only from floors below its own.
 FLOORS = [
     ["errors", "locks"],
+    ["caller"],
     [
         *("arrays", "code", "backends", "machine", "progress", "continuation", "randomness"),
         *("sketch", "curvature", "host", "trace", "report", "pulse"),

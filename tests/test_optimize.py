@@ -11,6 +11,7 @@ import textwrap
 import threading
 import warnings
 from operator import attrgetter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -254,6 +255,42 @@ class TestTransparency:
                 seen.append([(w.category, str(w.message)) for w in log])
             assert seen[0] == seen[1] == seen[2]
             assert len(seen[0]) == 1
+
+    @pytest.mark.parametrize("action", ["always", "default", "module"])
+    @pytest.mark.parametrize(
+        "options", [{}, {"refit": True}, {"enabled": False}, {"hyper": {"a": threading.Lock()}}]
+    )
+    def test_warnings_point_to_the_caller(self, store, action, options):
+        """They are shown as often as scipy's are under each filter, and for the same lines."""
+
+        def there(module, log):
+            def flat(x, a):
+                return 0.0 * a * x
+
+            for _ in range(3):
+                module.curve_fit(flat, X, Y)
+            module.curve_fit(flat, X, Y)
+            return [(Path(w.filename).name, w.lineno, str(w.message)) for w in log]
+
+        shown = []
+        for module in (scipy.optimize, optimize, optimize):
+            with (
+                warnings.catch_warnings(record=True) as log,
+                using(store=store, **options),
+            ):
+                warnings.simplefilter(action)
+                warnings.simplefilter("ignore", WarmstartWarning)  # that it has no key
+                shown.append(there(module, log))
+        assert shown[0] == shown[1] == shown[2]
+        assert {name for name, _, _ in shown[0]} == {Path(__file__).name}
+        assert len(shown[0]) == {"always": 4, "default": 2, "module": 1}[action]
+
+    def test_what_it_tells_itself_points_to_the_caller(self):
+        """A fit that cannot be identified is told of at the line that does it."""
+        lock = threading.Lock()
+        with pytest.warns(WarmstartWarning, match="lock") as log:
+            optimize.minimize(lambda x: (lock, x @ x)[1], [1.0, 2.0])
+        assert {Path(w.filename).name for w in log} == {Path(__file__).name}
 
     def test_the_hook_for_warnings_leaves_no_trace(self, store):
         """After a fit `warnings.showwarning` is what it was."""

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -452,6 +453,13 @@ class TestParams:
         assert {"host", "python", "system"} <= found.keys()
         monkeypatch.setattr(host, "_cpu", lambda: 1 / 0)
         assert "cpu" not in host.describe()
+
+    def test_telling_it_leaves_the_filters_of_warnings(self, monkeypatch):
+        """It is told on a thread of its own, where changed filters would be the user's, too."""
+        changes = []
+        monkeypatch.setattr(warnings, "_filters_mutated", lambda: changes.append(1))
+        host.describe()
+        assert changes == []
 
     def test_the_commit(self, tmp_path):
         """P11: commit and dirty flag of the folder in which the script lies."""

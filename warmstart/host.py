@@ -8,6 +8,7 @@ import getpass
 import os
 import platform
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -129,9 +130,15 @@ def _git() -> dict[str, Any]:
     script = _script()
     folder = Path(script).resolve().parent if script and Path(script).exists() else Path.cwd()
 
+    # Given no path, `subprocess` looks for the program with warnings' filters changed for all
+    # threads, and this is one beside the user's.
+    program = shutil.which("git")
+    if program is None:
+        return {}
+
     def git(*arguments: str) -> str:
         return subprocess.run(  # noqa: S603
-            ["git", "-C", os.fspath(folder), *arguments],  # noqa: S607
+            [program, "-C", os.fspath(folder), *arguments],
             check=True,
             capture_output=True,
             text=True,

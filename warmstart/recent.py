@@ -107,9 +107,14 @@ class _Steady:
                 or function.__dict__
             ):
                 return False
-        if not all(_content(cell) is value for cell, value in self.cells):
-            return False
-        return all(_bits_of(array) == bits for array, bits in self.arrays)
+        # Loops, since a hit comes by: two generators that yield nothing took 0.3 us (2026-11).
+        for cell, value in self.cells:
+            if _content(cell) is not value:
+                return False
+        for array, bits in self.arrays:  # noqa: SIM110 (as above)
+            if _bits_of(array) != bits:
+                return False
+        return True
 
 
 def _is_numbers(value: np.ndarray[Any, Any]) -> bool:

@@ -11,7 +11,6 @@ import functools
 import struct
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -21,9 +20,9 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 import warmstart.journal as files
+from warmstart.caller import complain
 from warmstart.carrying import Carrier
 from warmstart.continuation import solver_state
-from warmstart.errors import WarmstartWarning
 from warmstart.fingerprint import environment
 from warmstart.journal import Evaluation, Header, Journal, Life, Shelf
 from warmstart.learned import Expected
@@ -273,12 +272,10 @@ class Recorder:
             raise Changed(f"it is damaged ({error})") from error
         self._deadline = np.inf
         if journal.fruitless > 1 and journal.count:
-            warnings.warn(
+            complain(
                 f"this fit was ended {journal.fruitless} times in a row before it had replayed "
                 f"its {journal.count} recorded evaluations: give it more time, or "
-                "Warm(journal=False) to start from its best point instead",
-                WarmstartWarning,
-                stacklevel=6,
+                "Warm(journal=False) to start from its best point instead"
             )
 
     def begin(self) -> None:

@@ -3,6 +3,7 @@
 What a fit warns is overheard at ``warnings.showwarning``, the one hook that changes neither
 filters nor registries. ``warnings.catch_warnings`` does change them, for all threads, and
 would show again what is shown once a process; a warning that the filters hide is not recorded.
+Either time they point to the line that called this package, as they do without it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import scipy
 import scipy.optimize
 
+from warmstart.caller import is_here, outside, warn_at
 from warmstart.locks import free_in_children
 
 __all__ = ["overhear", "rewarn"]
@@ -31,7 +33,6 @@ _lock = threading.Lock()
 free_in_children(sys.modules[__name__], "_lock")
 _listeners = 0
 _shown: Any = None
-_HERE = os.path.dirname(__file__)  # noqa: PTH120
 
 
 @contextlib.contextmanager
@@ -57,21 +58,64 @@ def overhear(library: types.ModuleType = scipy) -> Iterator[list[tuple[str, str]
                 warnings.showwarning = _shown
 
 
-def _tell(message: Any, category: type[Warning], filename: str, *rest: Any, **named: Any) -> None:
+def _tell(
+    message: Any,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    *rest: Any,
+    **named: Any,
+) -> None:
     listener = _log.get()
     if listener is not None:
         heard, library = listener
-        if len(heard) < _MAX and filename.startswith((library, _HERE)):
+        if len(heard) < _MAX and (filename.startswith(library) or is_here(filename)):
             heard.append((category.__name__, str(message)))
-    _shown(message, category, filename, *rest, **named)
+        if is_here(filename):
+            frame = _frame_in(filename)
+            if _is_shown(frame, str(message), category, lineno):
+                return
+            filename, lineno = outside(frame).f_code.co_filename, outside(frame).f_lineno
+    _shown(message, category, filename, lineno, *rest, **named)
 
 
-def rewarn(heard: Any, *, stacklevel: int, among: types.ModuleType = scipy.optimize) -> None:
-    """Give recorded warnings again, as if from the caller `stacklevel` frames up.
+def _frame_in(filename: str) -> types.FrameType:
+    frame = sys._getframe(1)  # noqa: SLF001 (what `inspect` does, slower)
+    while frame.f_code.co_filename != filename and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+def _is_shown(frame: types.FrameType, text: str, category: type[Warning], lineno: int) -> bool:
+    """Return whether a warning that points into this package was shown at its caller's before.
+
+    scipy counts frames to the caller of its functions, which is here. Where the filters show a
+    warning once a place, they have noted this place; what counts is the caller's.
+    """
+    here, caller = frame.f_globals.get("__warningregistry__", {}), outside(frame)
+    # The line's own; where a filter says "module", the module's (as Python or C writes it).
+    wide = [(text, category, 0), (text, category)]
+    noted = [here.pop(key, False) for key in ((text, category, lineno), *wide)]
+    if not any(noted):
+        return False
+    there = caller.f_globals.setdefault("__warningregistry__", {})
+    if there.get("version") != here.get("version"):  # the filters have changed: all anew
+        there.clear()
+        there["version"] = here.get("version")
+    keys = ((text, category, caller.f_lineno), *wide)
+    note = {key: True for key, own in zip(keys, noted, strict=True) if own}
+    if there.keys() & note:
+        return True
+    there.update(note)
+    return False
+
+
+def rewarn(heard: Any, *, among: types.ModuleType = scipy.optimize) -> None:
+    """Give recorded warnings again, as if from the caller of this package.
 
     Their categories are Python's, or stand in the module `among`.
     """
     for name, text in heard:
         category = getattr(builtins, name, None) or getattr(among, name, None)
         if isinstance(category, type) and issubclass(category, Warning):
-            warnings.warn(text, category, stacklevel=stacklevel + 1)
+            warn_at(outside(), text, category)

@@ -169,7 +169,7 @@ class WarmStarted(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
         entry = store.attempt(lambda: store.best(spec.key, producer=producer), None)
         if entry is not None and entry.kind is EntryKind.FINAL and _load(estimator, entry):
             self.estimator_ = estimator
-            rewarn(entry.payload.get("warnings", []), stacklevel=2, among=sklearn.exceptions)
+            rewarn(entry.payload.get("warnings", []), among=sklearn.exceptions)
             self.warm_ = FitReport(source="final", key=str(spec.key), run=entry.run)
             tell(self.warm_)
             return self

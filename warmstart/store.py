@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import threading
 import time
-import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +24,7 @@ from warmstart.addresses import MEMORY, address_of, backend_at, is_remote, own_f
 from warmstart.backends import Backend, Batch, Durability, Item
 from warmstart.books import Books
 from warmstart.bundle import read_bundle, write_bundle
+from warmstart.caller import complain
 from warmstart.carrying import gather, keep
 from warmstart.copies import copier
 from warmstart.errors import (
@@ -36,7 +36,6 @@ from warmstart.errors import (
     StatusError,
     StoreError,
     StoreFullError,
-    WarmstartWarning,
 )
 from warmstart.fingerprint import Difference, Fingerprint, FitSpec, SpecSummary, environment
 from warmstart.history import History
@@ -332,7 +331,7 @@ class Store(History):
             except StoreError as error:
                 self._before = None
                 told = f"{self.address} is used without the folder in front of it: {error}"
-                warnings.warn(told, WarmstartWarning, stacklevel=4)
+                complain(told)
         return self._before
 
     def _common_time(self) -> float:
@@ -922,7 +921,7 @@ class Store(History):
 
     def _send_at_exit(self) -> None:
         if self._before is not None and (waiting := self._before.close()):
-            warnings.warn(self._not_sent(waiting), WarmstartWarning, stacklevel=2)
+            complain(self._not_sent(waiting))
 
     # Law 2: the store never fails a fit
 
@@ -984,11 +983,7 @@ class Store(History):
         known, self._trouble = self._trouble, (error, time.monotonic())
         if known is None:
             rest = "without it" if self._before is None else f"with {self.local} alone"
-            warnings.warn(
-                f"{self.address} is not used for now, fits go on {rest}: {error}",
-                WarmstartWarning,
-                stacklevel=5,
-            )
+            complain(f"{self.address} is not used for now, fits go on {rest}: {error}")
 
 
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()

@@ -7,7 +7,6 @@ import functools
 import inspect
 import time
 import types
-import warnings
 from collections import namedtuple
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from scipy.optimize import OptimizeResult
 
 from warmstart import learned
 from warmstart.approach import Approach, check_near
+from warmstart.caller import complain
 from warmstart.carrying import Carrier
 from warmstart.codec import RichResult
 from warmstart.dataset import plain
@@ -28,7 +28,6 @@ from warmstart.errors import (
     NearError,
     ReplayError,
     StoreError,
-    WarmstartWarning,
 )
 from warmstart.fingerprint import Fingerprint, FitSpec, Level, code_fingerprint, environment
 from warmstart.flight import flight
@@ -100,9 +99,10 @@ def remembered(surface: Surface) -> Callable[..., Any]:
     @functools.wraps(plain)
     def fit(*args: Any, warm: Warm | None = None, **kwargs: Any) -> Any:
         options = options_of(warm)
-        if not options.enabled or current.get() is not None:
-            # Switched off, or part of another fit: the outermost call is the one remembered.
+        if current.get() is not None:  # part of another fit: the outermost is the one remembered
             return plain(*args, **kwargs)
+        if not options.enabled:
+            return _untouched(plain, args, kwargs)
         if surface.quick and _is_known_quick(surface, args, kwargs, options):
             return plain(*args, **kwargs)
         # A call that was made before is known by what it was given, as it was given: to name the
@@ -116,7 +116,7 @@ def remembered(surface: Surface) -> Callable[..., Any]:
                 return _answer(store, entry)
         bound = surface.bind(args, kwargs)
         if bound is None:  # scipy refuses it in a moment, or it is too small
-            return plain(*args, **kwargs)
+            return _untouched(plain, args, kwargs)
         return _fit(_Call(surface, args, kwargs, bound, options), signed)
 
     try:
@@ -131,6 +131,12 @@ def remembered(surface: Surface) -> Callable[..., Any]:
     fit.__module__ = "warmstart.optimize"
     fit.__doc__ = f"{plain.__doc__ or ''}\n\nwarm : warmstart.Warm, optional\n    {_DOC}\n"
     return fit
+
+
+def _untouched(plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Let scipy do it; what it warns points to the caller."""
+    with overhear():
+        return plain(*args, **kwargs)
 
 
 _DOC = "How to remember this fit; see `warmstart.Warm`. ``result.warm`` tells what happened."
@@ -186,7 +192,7 @@ def _fit(call: _Call, signed: tuple[Any, ...] | None) -> Any:
         if spec is None:
             spec, producer = _identify(call)
     except FingerprintError as error:
-        warnings.warn(f"this fit is not remembered: {error}", WarmstartWarning, stacklevel=3)
+        complain(f"this fit is not remembered: {error}")
         return _unkeyed(call, str(error))
     call = _plain(call)
     session = Session(store, spec, producer=producer, interval=options.interval)
@@ -317,7 +323,7 @@ def _unkeyed(call: _Call, why: str) -> Any:
 
     token = current.set(_OFF)
     try:
-        result = call.surface.scipy(*call.args, **call.kwargs)
+        result = _untouched(call.surface.scipy, call.args, call.kwargs)
     except BaseException as raised:
         with contextlib.suppress(StoreError):  # what the caller has to hear of is the fit's own
             status = "failed" if isinstance(raised, Exception) else "cancelled"
@@ -338,7 +344,7 @@ def _answer(store: Store, entry: Entry, call: _Call | None = None) -> Any:
     payload = entry.payload
     if call is not None and call.surface.random:
         Dice(call.bound).rewind(payload["rng"])
-    rewarn(payload["warnings"], stacklevel=4)
+    rewarn(payload["warnings"])
     store.note_hit(payload["evaluations"], payload["seconds"])
     report = FitReport(
         source="final",
@@ -392,11 +398,9 @@ class _Run:
             return self._run(journal)
         except _Anew as anew:
             # The recorder has stopped scipy at the first sign that the function is another one.
-            warnings.warn(
+            complain(
                 f"the journal of this fit is set aside: {anew}. The fit starts anew from the best "
-                "point that was reached",
-                WarmstartWarning,
-                stacklevel=4,
+                "point that was reached"
             )
             self._beginning = self._from_best(anew.best, str(anew))
             if self._near is not None:

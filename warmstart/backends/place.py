@@ -19,13 +19,13 @@ import os
 import secrets
 import stat
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from warmstart.backends import FULL
-from warmstart.errors import StoreError, StoreFullError, WarmstartWarning
+from warmstart.caller import complain
+from warmstart.errors import StoreError, StoreFullError
 from warmstart.host import the_psutil
 
 if TYPE_CHECKING:
@@ -324,11 +324,9 @@ class Place:
         self.half(name).rename(target)
         self.half(name).mkdir(mode=0o700)
         what = "the last seconds" if name == "hot" else "what was remembered"
-        warnings.warn(
+        complain(
             f"the store {self.path} was damaged ({problem:.200}); {what} may be lost, the files "
-            f"are kept in {target}, a fresh store goes on",
-            WarmstartWarning,
-            stacklevel=2,
+            f"are kept in {target}, a fresh store goes on"
         )
 
 

@@ -12,7 +12,6 @@ import contextlib
 import secrets
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
@@ -20,7 +19,8 @@ from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 import msgspec
 
 from warmstart.backends import Batch, Durability, Item, check
-from warmstart.errors import ArgumentError, StoreError, StoreFullError, WarmstartWarning
+from warmstart.caller import complain
+from warmstart.errors import ArgumentError, StoreError, StoreFullError
 from warmstart.locks import free_in_children
 from warmstart.pulse import Pulse
 
@@ -226,11 +226,9 @@ class RedisBackend:
                 )
             durable = bool(told.get("aof_enabled"))
             if not durable:
-                warnings.warn(
+                complain(
                     f"{self._shown} has no append-only file: what it keeps ends with it "
-                    "(appendonly yes)",
-                    WarmstartWarning,
-                    stacklevel=6,
+                    "(appendonly yes)"
                 )
             self._waits = durable and numbers >= (7, 2)
             if not self._read_only:
