@@ -80,7 +80,7 @@ def f(x, y=1, *, z="a"):
         return u ** 3
     try:
         for i in range(5):
-            x += nested(i) + wrapped(x) + cached(i) + part()
+            x += nested(i) + sorted(x, key=None) + wrapped(x) + cached(i) + part()
     except ValueError as error:
         raise TypeError("no") from error
     return [Thing().shift(v) for v in x if v]
@@ -112,6 +112,7 @@ EDITS = {
     "message": ('"no"', '"nope"'),
     "branch": ("for v in x if v", "for v in x if not v"),
     "argument": ("def nested(u)", "def nested(u, v=0)"),
+    "keyword in a call": ("sorted(x, key=None)", "sorted(x, reverse=None)"),
 }
 
 KEEPS = {
@@ -277,10 +278,51 @@ class TestHeld:
     )
     def test_what_only_running_tells_is_refused(self, call):
         """Code that reads names from text has no identity, and says so."""
-        f = define(f"def f(x):\n    return {call}")
-        with pytest.raises(FingerprintError, match="only running it"):
-            key(f)
+        name = call.partition("(")[0]
+        sources = [
+            f"def f(x):\n    return {call}",
+            f"f = lambda x, e={name}: e('1')",
+            f"def make(e):\n    return lambda x: e[0]('1')\nf = make([{name}])",
+        ]
+        for source in sources:
+            with pytest.raises(FingerprintError, match="only running it"):
+                key(define(source))
         assert key(define("def f(x):\n    return eval(x)", eval=abs))
+
+    @pytest.mark.parametrize(
+        ("module", "name"),
+        [("sys", "modules"), ("sys", "_getframe"), ("importlib", "import_module"),
+         ("builtins", "eval"), ("inspect", "currentframe")],
+    )  # fmt: skip
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "import {0}\ndef f(x): return {0}.{1}",
+            "import {0} as m\ndef f(x): return [m.{1} for _ in x]",
+            "from {0} import {1}\ndef f(x): return {1}",
+            "def f(x):\n    import {0}\n    return {0}.{1}",
+            "def f(x):\n    import {0} as m\n    return m.{1}",
+            "def f(x):\n    from {0} import {1} as n\n    return n",
+            "import {0}\nf = lambda x, m={0}: m.{1}",
+            "import {0}\ndef make(m):\n    return lambda x: m.{1}\nf = make({0})",
+        ],
+    )
+    def test_ways_to_what_only_running_tells(self, module, name, source):
+        """What finds things by text is refused whichever way the code got there."""
+        if (module, source.find("from")) == ("sys", 0) and name == "modules":
+            return  # a dict like any other, which holds what cannot be identified
+        with pytest.raises(FingerprintError, match="only running it"):
+            key(define(source.format(module, name)))
+        assert key(define(source.format("math", "pi")))
+
+    def test_names_in_the_text_of_a_query(self):
+        """What a frame's query names after an @ is a global that is read, unless it is local."""
+        source = "def f(frame):\n    inside = 1\n    return frame.query('a >= @cut + @inside')"
+        keys = [key(define(source, cut=cut, inside=i)) for cut, i in ((1, 1), (2, 1), (2, 2))]
+        assert keys[0] != keys[1] == keys[2]
+        assert key(define(source.replace("query", "ask"), cut=1)) == key(
+            define(source.replace("query", "ask"), cut=2)
+        )
 
 
 @pytest.fixture
@@ -362,6 +404,37 @@ class TestModules:
         assert key(f) == before
         package(extra="def more(x): return x + 3")
         assert key(f) != before
+
+    def test_a_library_not_imported_yet(self):
+        """What the function itself imports of a library counts alike before and after."""
+        for line in ("import wave", "from wave import open", "import wave as w"):
+            sys.modules.pop("wave", None)
+            f = define(f"def f(x):\n    {line}")
+            before = key(f)
+            assert "wave" not in sys.modules
+            importlib.import_module("wave")
+            assert key(f) == before
+
+    def test_a_module_under_the_name_of_another(self, tmp_path):
+        """A user's file, loaded by its path under a library's name, counts by content."""
+        import importlib.util
+
+        keys = []
+        for number in (1, 1, 2):
+            file = tmp_path / f"{len(keys)}" / "wave.py"
+            file.parent.mkdir()
+            file.write_text(f"K = {number}\ndef f(x): return x + K\nclass C:\n    k = K\n")
+            spec = importlib.util.spec_from_file_location("wave", file)
+            wave = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(wave)
+            users = [
+                define("def f(x): return wave.K", wave=wave),
+                define("def f(x): return wave.f(x)", wave=wave),
+                define("def f(x): return [wave][0].K", wave=wave),
+            ]
+            keys.append([key(one) for one in (wave.f, wave.C, wave.C(), *users)])
+        assert keys[0] == keys[1]
+        assert not set(keys[0]) & set(keys[2])
 
     def test_a_plain_dotted_import_binds_the_whole_package(self, package):
         """``import a.b`` lets the function read all of a, so all of a counts."""
@@ -467,12 +540,23 @@ class TestInstalled:
 
     def test_closures_made_by_packages_stand_on_their_version(self):
         """Of a function made inside a package its code and what it captured count, not more."""
-        package = {"__name__": "lmfit.models", "LOCK": threading.Lock()}
+        import lmfit
+
+        package = {"__name__": "lmfit.models", "__file__": lmfit.__file__, "LOCK": threading.Lock()}
         source = "def make(n):\n    return lambda x: (LOCK, n)\nf = make({})"
         keys = [key(define(source.format(n), **package)) for n in (1, 1, 2)]
         assert keys[0] == keys[1] != keys[2]
         with pytest.raises(FingerprintError, match="LOCK"):
             key(define(source.format(1), LOCK=threading.Lock()))
+
+    def test_a_wrapper_that_looks_like_a_library_s(self):
+        """functools.wraps copies the names of what is wrapped, but the globals stay the user's."""
+        source = "import functools\n@functools.wraps(wrapped)\ndef f(x): return wrapped(x) * SCALE"
+        import lmfit
+
+        for wrapped in (np.linalg.norm, scipy.optimize.rosen, functools.reduce, lmfit.minimize):
+            one, two = (key(define(source, wrapped=wrapped, SCALE=s)) for s in (1, 2))
+            assert one == key(define(source, wrapped=wrapped, SCALE=1)) != two
 
     def test_compiled_functions_have_names(self):
         """Builtins, methods of C types, ufuncs, Cython functions and types are known by name."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copyreg
 import enum
 import functools
+import importlib
+import inspect
 import struct
 import sys
 import types
@@ -16,10 +18,14 @@ import numpy as np
 from warmstart.arrays import digest_buffer
 from warmstart.code import (
     Absent,
+    Library,
     Reference,
+    attributes,
     installed_package,
     instructions,
+    offered_by,
     once,
+    package_of_namespace,
     references,
     resolve,
 )
@@ -29,8 +35,13 @@ from warmstart.values import Encoder, writes
 
 __all__: list[str] = []
 
-# What these read or do depends on text or on the caller: code that names them has no identity.
-_UNFORESEEABLE = {id(value): value.__name__ for value in (eval, exec, globals, __import__)}
+# What these read or do depends on text or on the caller: code that holds them has no identity.
+_BY_TEXT: tuple[Any, ...] = (eval, exec, globals, __import__, importlib.import_module)
+_BY_TEXT += (sys._getframe, inspect.currentframe, inspect.stack)  # noqa: SLF001
+_UNFORESEEABLE = {id(value): f"calls {value.__name__}()" for value in _BY_TEXT} | {
+    id(sys.modules): "reads sys.modules"
+}
+_UNFORESEEABLE_NAMES = frozenset({*(value.__name__ for value in _BY_TEXT), "modules"})
 
 _UNREADABLE = "{!r:.80} is compiled code whose content cannot be read"
 
@@ -39,40 +50,60 @@ _UNREADABLE = "{!r:.80} is compiled code whose content cannot be read"
 def _write_function(encoder: Encoder, function: types.FunctionType) -> None:
     if encoder.met(function):
         return
-    package = installed_package(function.__module__)
-    if package and resolve(function.__module__, function.__qualname__) is function:
-        encoder.name(b"g", package, function.__module__, function.__qualname__)
+    package = package_of_namespace(function.__globals__)
+    if package and (offered := offered_by(function)):
+        _refuse_unforeseeable(function)
+        encoder.name(b"g", offered, function.__module__, function.__qualname__)
         return
     encoder.note(function)
     code = function.__code__
-    digest, names = _code_facts(code)
+    digest, names, by_text = _code_facts(code)
     encoder.out.append(b"F" + digest)
     encoder.part(".__defaults__", function.__defaults__)
     encoder.part(".__kwdefaults__", function.__kwdefaults__)
     if function.__closure__:
         for name, cell in zip(code.co_freevars, function.__closure__, strict=True):
             encoder.part(f".__closure__[{name!r}]", _content(cell))
+            if by_text:
+                _check_attributes(_content(cell), by_text)
+    for value in (function.__defaults__ or ()) if by_text else ():
+        _check_attributes(value, by_text)
     if package:  # made by a function of a package, whose version says what its globals are
         encoder.name(b"g", package)
     else:
         for step, reference in names:
             value = reference.value(function)
-            if id(value) in _UNFORESEEABLE:
-                raise FingerprintError(
-                    f"calls {_UNFORESEEABLE[id(value)]}(), and only running it would tell on what"
-                )
             encoder.part(step, value)
+            if by_text:
+                _check_attributes(value, by_text)
     encoder.attributes(function.__dict__)
 
 
+def _refuse_unforeseeable(value: Any) -> None:
+    known = _UNFORESEEABLE.get(id(value))
+    if known is not None:
+        raise FingerprintError(f"{known}, and only running it would tell what that is")
+
+
+def _check_attributes(value: Any, names: frozenset[str]) -> None:
+    """Refuse code that holds a module and reads from it what depends on text."""
+    module = sys.modules.get(value.name) if type(value) is Library else value
+    if isinstance(module, types.ModuleType):
+        for name in names:
+            _refuse_unforeseeable(vars(module).get(name))
+
+
+_Facts = tuple[bytes, tuple[tuple[str, Reference], ...], frozenset[str]]
+
+
 @once
-def _code_facts(code: types.CodeType) -> tuple[bytes, tuple[tuple[str, Reference], ...]]:
-    """Return the digest of `code`, and the names that it reads with their steps in a path."""
-    names = tuple(
-        (".".join((f".__globals__[{name.name!r}]", *name.attributes)), name)
-        for name in references(code)
-    )
-    return digest_buffer(Encoder().encode(instructions(code))), names
+def _code_facts(code: types.CodeType) -> _Facts:
+    """Return a digest, the names read with their steps in a path, and attributes to look into."""
+    names = references(code)
+    steps = [".".join((f".__globals__[{name.name!r}]", *name.attributes)) for name in names]
+    read = attributes(code).union(*(name.attributes for name in names))
+    digest = digest_buffer(Encoder().encode(instructions(code)))
+    return digest, tuple(zip(steps, names, strict=True)), _UNFORESEEABLE_NAMES & read
 
 
 def _content(cell: types.CellType) -> Any:
@@ -87,6 +118,11 @@ def _write_absent(encoder: Encoder, value: Absent) -> None:
     encoder.name(b"?", value.name)
 
 
+@writes(Library)
+def _write_library(encoder: Encoder, value: Library) -> None:
+    encoder.name(b"M", value.package, value.name)
+
+
 @writes(types.CodeType)
 def _write_code(encoder: Encoder, code: types.CodeType) -> None:
     encoder.out.append(b"O" + _code_facts(code)[0])
@@ -94,7 +130,7 @@ def _write_code(encoder: Encoder, code: types.CodeType) -> None:
 
 @writes(types.ModuleType, derived=True)
 def _write_module(encoder: Encoder, module: types.ModuleType) -> None:
-    package = installed_package(module.__name__)
+    package = package_of_namespace(vars(module))
     if package:
         encoder.name(b"M", package, module.__name__)
     elif not encoder.met(module):
@@ -121,6 +157,7 @@ def _write_partial(encoder: Encoder, value: functools.partial[Any]) -> None:
 
 @writes(types.BuiltinFunctionType, types.MethodWrapperType)
 def _write_builtin(encoder: Encoder, value: Any) -> None:
+    _refuse_unforeseeable(value)
     owner = getattr(value, "__self__", None)
     if owner is None or isinstance(owner, types.ModuleType):
         _write_named(encoder, value)

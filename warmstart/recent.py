@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from warmstart.arrays import digest_here
-from warmstart.code import Absent, installed_package, references, resolve
+from warmstart.code import Absent, offered_by, package_of_namespace, references
 from warmstart.dataset import Dataset
 from warmstart.objects import package_of
 
@@ -54,7 +54,7 @@ class _Steady:
 
     def _note(self, function: types.FunctionType) -> list[types.FunctionType]:
         """Note what one function stands on; returns the functions of the user's among it."""
-        if _is_installed(function):
+        if offered_by(function):
             return []
         held: list[Any] = list(function.__defaults__ or ())
         if function.__kwdefaults__ or function.__dict__:
@@ -86,7 +86,7 @@ class _Steady:
         if kind is np.ndarray and _is_numbers(value):
             self.arrays.append((value, _bits_of(value)))
             return False
-        if kind is types.ModuleType and installed_package(value.__name__):
+        if kind is types.ModuleType and package_of_namespace(vars(value)):
             return False
         if kind is types.BuiltinFunctionType and isinstance(value.__self__, types.ModuleType):
             return False
@@ -133,11 +133,6 @@ def _content(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:
         return Absent
-
-
-def _is_installed(function: types.FunctionType) -> bool:
-    module = function.__module__
-    return bool(installed_package(module)) and resolve(module, function.__qualname__) is function
 
 
 def signature(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Any, ...] | None:
