@@ -339,6 +339,48 @@ class TestTransparency:
         finally:
             np.random.set_state(state)
 
+    def test_the_module_stands_for_the_global_generator(self, store):
+        """``seed=np.random`` is what numpy's global generator will draw, not a name."""
+        state = np.random.get_state()
+        try:
+            found = []
+            for module, seed in ((scipy.optimize, 1), (optimize, 1), (optimize, 2), (optimize, 1)):
+                np.random.seed(seed)
+                with using(store=store):
+                    fit = module.differential_evolution(
+                        optimize.rosen, [(0, 2)] * 2, maxiter=3, polish=False, seed=np.random
+                    )
+                found.append((fit.fun, np.random.random()))
+            assert found[0] == found[1] == found[3] != found[2]
+            assert fit.warm.source == "final"
+        finally:
+            np.random.set_state(state)
+
+    @pytest.mark.filterwarnings("ignore::FutureWarning")  # scipy's, of a seeded generator
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"method": "2opt"},
+            {"method": "2opt", "options": {"rng": np.random}},
+            {"options": {"P0": "randomized"}},
+            {"options": {"shuffle_input": True}},
+        ],
+    )
+    def test_an_assignment_draws_from_a_seeded_generator(self, store, given):
+        """What a seeded global generator decides is not answered from another state of it."""
+        a, b = np.random.default_rng(5).random((2, 24, 24))
+        state = np.random.get_state()
+        try:
+            found = []
+            for module, seed in ((scipy.optimize, 1), (optimize, 1), (optimize, 2), (optimize, 1)):
+                np.random.seed(seed)
+                with using(store=store):
+                    fit = module.quadratic_assignment(a, b, **given)
+                found.append((fit.col_ind.tolist(), np.random.random()))
+            assert found[0] == found[1] == found[3] != found[2]
+        finally:
+            np.random.set_state(state)
+
     def test_switched_off_it_is_scipy(self, store):
         """With ``enabled=False`` nothing is keyed, stored or reported."""
         with using(store=store, enabled=False) as fits:
@@ -346,6 +388,100 @@ class TestTransparency:
         assert not hasattr(result, "warm")
         assert fits == []
         assert list(store.keys()) == []
+
+
+def bowl(p):
+    return float(np.sum((np.asarray(p, float) - 0.7) ** 2))
+
+
+def bowl_gradient(p):
+    return 2.0 * (np.asarray(p, float) - 0.7)
+
+
+def bent(p):
+    return np.asarray(p, float) ** 2 - 0.7
+
+
+def line(x, a, b):
+    return np.asarray(a, float) * x + np.asarray(b, float)
+
+
+FROM_A_START = {
+    **{
+        f"minimize {method}": ("minimize", bowl, {"method": method, "jac": jac})
+        for method, jac in [
+            *(("Nelder-Mead", None), ("Powell", None), ("CG", None), ("BFGS", None), ("TNC", None)),
+            *(("L-BFGS-B", None), ("COBYLA", None), ("SLSQP", None), ("Newton-CG", bowl_gradient)),
+        ]
+    },
+    **{f"least_squares {m}": ("least_squares", bent, {"method": m}) for m in ("trf", "lm")},
+    **{f"curve_fit {m}": ("curve_fit", line, {"method": m}) for m in ("trf", "lm")},
+    **{
+        f"root {method}": ("root", bent, {"method": method}) for method in ("hybr", "lm", "df-sane")
+    },
+    **{name: (name, bent, {}) for name in ("leastsq", "fsolve", "broyden1", "newton_krylov")},
+    "root broyden1": ("root", bent, {"method": "broyden1"}),
+    "fixed_point": ("fixed_point", lambda p: np.cos(np.asarray(p, float)), {}),
+    **{
+        name: (name, bowl, {"disp": 0})
+        for name in ("fmin", "fmin_powell", "fmin_cg", "fmin_bfgs", "fmin_cobyla", "fmin_slsqp")
+    },
+    "fmin_ncg": ("fmin_ncg", bowl, {"fprime": bowl_gradient, "disp": 0}),
+    "fmin_l_bfgs_b": ("fmin_l_bfgs_b", bowl, {"approx_grad": True}),
+    "fmin_tnc": ("fmin_tnc", bowl, {"approx_grad": True, "messages": 0}),
+    "differential_evolution": ("differential_evolution", bowl, {"rng": 1, "maxiter": 2}),
+    "dual_annealing": ("dual_annealing", bowl, {"rng": 1, "maxiter": 3}),
+    "basinhopping": ("basinhopping", bowl, {"rng": 1, "niter": 2}),
+    "basinhopping Powell": (
+        "basinhopping",
+        bowl,
+        {"rng": 1, "niter": 2, "minimizer_kwargs": {"method": "Powell"}},
+    ),
+}
+
+
+class TestStarts:
+    """Starts agree only where scipy makes the same of them."""
+
+    @staticmethod
+    def kinds():
+        yield from ([1.0, 2.0], (1.0, 2.0), np.array([1.0, 2.0]), [1, 2], np.array([1, 2]))
+        yield from (np.array([1, 2], kind) for kind in ("u1", "i2", "f4", "f2", ">f8", "g"))
+        yield np.ma.masked_array([1.0, 2.0], [False, False])
+
+    @pytest.mark.parametrize("name", FROM_A_START)
+    @pytest.mark.filterwarnings("ignore")
+    def test_starts_with_one_key_are_one_fit(self, name):
+        """Of two starts with one key scipy makes the same calls, by type and bits, and results."""
+        function, fun, options = FROM_A_START[name]
+        surface, seen = SURFACES[function], {}
+        shared = 0
+        for x0 in self.kinds():
+            calls = []
+
+            def watched(*args, calls=calls):
+                point = args[-1] if function != "curve_fit" else args[1]
+                calls.append((type(point), np.asarray(point).dtype, np.asarray(point).tobytes()))
+                return fun(*args)
+
+            args = {surface.function: fun, surface.start: x0, **options}
+            if function == "curve_fit":
+                args |= {"xdata": X, "ydata": 2.0 * X}
+            if function in {"differential_evolution", "dual_annealing"}:
+                args["bounds"] = [(-5, 5)] * 2
+            if function == "fmin_cobyla":
+                args["cons"] = ()
+            settings = surface.parts(surface.bind((), args))[2]
+            key = str(warmstart.FitSpec(model="f", settings=settings).key)
+            try:
+                result = surface.scipy(**{**args, surface.function: watched})
+            except Exception as error:
+                result = repr(error)
+            shared += key in seen
+            before, expected = seen.setdefault(key, (calls, result))
+            assert calls == before
+            same(expected, result)
+        assert shared >= 2  # a list, a tuple and an array at the least
 
 
 class TestMemory:

@@ -445,7 +445,7 @@ def _parameters(given: int | Sequence[str] | None, settings: dict[str, Any]) -> 
         return None
     try:
         return x0.size if type(x0) is np.ndarray else int(np.size(x0))
-    except ValueError:  # ragged lists: the optimizer will say what is wrong with them
+    except Exception:  # noqa: BLE001 (ragged lists: the optimizer will say what is wrong)
         return None
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from warmstart.errors import ArgumentError
 
-__all__ = ["Dice", "check_tracked", "identity", "restore", "state_of", "states"]
+__all__ = ["Dice", "check_tracked", "draws_seeded", "identity", "restore", "state_of", "states"]
 
 
 def global_state() -> np.random.RandomState:
@@ -20,6 +20,11 @@ def global_state() -> np.random.RandomState:
 def _is_seeded() -> bool:
     """Whether somebody has called ``numpy.random.seed``; scipy asks in the same way."""
     return getattr(global_state()._bit_generator, "_seed_seq", None) is None  # noqa: SLF001
+
+
+def draws_seeded(generator: Any) -> bool:
+    """Whether scipy, given this as ``rng`` in an option, draws from a seeded global generator."""
+    return (generator is None or generator is np.random) and _is_seeded()
 
 
 def identity(bound: Mapping[str, Any]) -> Any:
@@ -36,7 +41,10 @@ def identity(bound: Mapping[str, Any]) -> Any:
 
 def _given(bound: Mapping[str, Any]) -> tuple[str, Any]:
     """Return how the generator was given: by ``rng``, or in the way from before scipy 1.15."""
-    return ("rng", bound["rng"]) if "rng" in bound else ("seed", bound.get("seed"))
+    if "rng" in bound:
+        return "rng", bound["rng"]
+    value = bound.get("seed")
+    return "seed", None if value is np.random else value  # the module stands for its generator
 
 
 class Dice:

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.optimize
 from scipy.optimize import LinearConstraint, NonlinearConstraint, OptimizeResult, RootResults
 
-from warmstart.randomness import identity, states
+from warmstart.randomness import draws_seeded, identity, states
 
 __all__ = ["SURFACES", "Function", "Point", "Surface", "first"]
 
@@ -171,6 +171,9 @@ class Surface:
         problems at once. ``"arrays"`` where there is no function.
     start : str or None
         The argument that can be replaced by a point to start from.
+    casts : str
+        Kinds of numbers in `start` that scipy turns into floats before it calls anything; where
+        it does not, the user's function is called with integers.
     place : tuple of str
         Arguments that say where it starts otherwise: an interval, a grid.
     data : tuple of str
@@ -192,6 +195,7 @@ class Surface:
     function: str | None
     kind: str
     start: str | None = None
+    casts: str = ""
     place: tuple[str, ...] = ()
     data: tuple[str, ...] = ("args",)
     hidden: tuple[str, ...] = ()
@@ -239,8 +243,7 @@ class Surface:
         if self.function is None:
             if sum(_size(bound[name]) for name in self.data if name in bound) < self.worth:
                 return None
-            options = bound.get("options")
-            if isinstance(options, dict) and states(list(options.values())):
+            if self._moves_a_generator(bound):
                 return None  # a hit would not leave the generator as the computation does
         elif not callable(bound.get(self.function)):
             return None
@@ -252,6 +255,15 @@ class Surface:
             or not _same(value, default)
             or name == "rng"
         }
+
+    def _moves_a_generator(self, bound: Mapping[str, Any]) -> bool:
+        """Whether a computation draws from a generator whose state decides it."""
+        options = bound.get("options")
+        options = options if isinstance(options, dict) else {}
+        if states(list(options.values())):
+            return True
+        draws = "P0" in options or "shuffle_input" in options or bound.get("method", "faq") != "faq"
+        return self.name == "quadratic_assignment" and draws and draws_seeded(options.get("rng"))
 
     def substitute(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], changes: Mapping[str, Any]
@@ -300,7 +312,7 @@ class Surface:
             elif name in self.data:
                 data[name] = value
             elif name == self.start:
-                settings["x0"] = _initial_guess(value)
+                settings["x0"] = _initial_guess(value, self.casts)
             elif name in self.place:
                 place[name] = value
             elif name == "method":
@@ -490,10 +502,15 @@ def _same(value: Any, default: Any) -> bool:
     return bool(value == default)
 
 
-def _initial_guess(value: Any) -> Any:
+_ORDINARY = frozenset({list, tuple, bool, int, float, complex, np.ndarray})
+
+
+def _initial_guess(value: Any, casts: str) -> Any:
     """Return x0 as scipy takes it, so that a list and an array of the same numbers agree."""
+    if type(value) not in _ORDINARY and not isinstance(value, np.generic):
+        return value  # a masked array or a matrix: some functions keep its class
     array = np.asarray(value)
-    return array.astype(float) if array.dtype.kind in "biu" else array
+    return array.astype(float) if array.dtype.kind in casts else array
 
 
 def lookup(module: Any, name: str) -> Any:
@@ -510,11 +527,12 @@ def _minimizers() -> Sequence[Surface]:
     full5 = _x_or(lambda p: (p.scalar, p.evaluations, p.evaluations, STOPPED))
     objective: dict[str, Any] = {"kind": "objective"}
     return (
-        Surface(name="minimize", function="fun", start="x0", **objective),
+        Surface(name="minimize", function="fun", start="x0", casts="bi", **objective),
         Surface(
             name="differential_evolution",
             function="func",
             start="x0",
+            casts="biu",
             hidden=("disp",),
             random=True,
             **objective,
@@ -524,6 +542,7 @@ def _minimizers() -> Sequence[Surface]:
             name="basinhopping",
             function="func",
             start="x0",
+            casts="bi",
             hidden=("disp",),
             random=True,
             **objective,
@@ -546,7 +565,13 @@ def _minimizers() -> Sequence[Surface]:
             **objective,
         ),
         Surface(
-            name="fmin", function="func", start="x0", hidden=("disp",), partial=full5, **objective
+            name="fmin",
+            function="func",
+            start="x0",
+            casts="biu",
+            hidden=("disp",),
+            partial=full5,
+            **objective,
         ),
         Surface(
             name="fmin_powell",
@@ -557,12 +582,19 @@ def _minimizers() -> Sequence[Surface]:
             **objective,
         ),
         Surface(
-            name="fmin_cg", function="f", start="x0", hidden=("disp",), partial=full5, **objective
+            name="fmin_cg",
+            function="f",
+            start="x0",
+            casts="biu",
+            hidden=("disp",),
+            partial=full5,
+            **objective,
         ),
         Surface(
             name="fmin_bfgs",
             function="f",
             start="x0",
+            casts="biu",
             hidden=("disp",),
             partial=_x_or(lambda p: (p.scalar, None, None, p.evaluations, p.evaluations, STOPPED)),
             **objective,
@@ -579,6 +611,7 @@ def _minimizers() -> Sequence[Surface]:
             name="fmin_l_bfgs_b",
             function="func",
             start="x0",
+            casts="biu",
             hidden=("disp", "iprint"),
             partial=lambda p, _: (
                 p.x,
@@ -591,6 +624,7 @@ def _minimizers() -> Sequence[Surface]:
             name="fmin_tnc",
             function="func",
             start="x0",
+            casts="biu",
             hidden=("disp", "messages"),
             partial=lambda p, _: (p.x, p.evaluations, STOPPED),
             **objective,
@@ -599,6 +633,7 @@ def _minimizers() -> Sequence[Surface]:
             name="fmin_cobyla",
             function="func",
             start="x0",
+            casts="biu",
             data=("args", "consargs"),
             hidden=("disp",),
             partial=_only_x,
@@ -608,6 +643,7 @@ def _minimizers() -> Sequence[Surface]:
             name="fmin_slsqp",
             function="func",
             start="x0",
+            casts="biu",
             hidden=("disp", "iprint"),
             partial=_x_or(lambda p: (p.scalar, p.evaluations, STOPPED, p.message)),
             **objective,
@@ -656,6 +692,7 @@ def _solvers() -> Sequence[Surface]:
             function="fun",
             kind="residuals",
             start="x0",
+            casts="biu",
             data=("args", "kwargs"),
             hidden=("verbose",),
             partial=_least_squares,
@@ -682,6 +719,7 @@ def _solvers() -> Sequence[Surface]:
             function="func",
             kind="map",
             start="x0",
+            casts="biu",
             quick=True,
             partial=_only_x,
         ),
@@ -690,6 +728,7 @@ def _solvers() -> Sequence[Surface]:
                 name=name,
                 function="F",
                 start="xin",
+                casts="biu",
                 hidden=("verbose",),
                 partial=_only_x,
                 **equations,
