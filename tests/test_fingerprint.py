@@ -744,6 +744,36 @@ class TestFitSpec:
         assert labels["g"][1] == "float64[3, 4]"
         assert labels["c"][1] == "<Rude instance>"
 
+    def test_a_label_never_raises(self):
+        """Whatever an object's attributes do, it has a label, and what cannot be read is refused."""
+
+        class Raises:
+            def __getattr__(self, name):
+                raise KeyError(name)
+
+            @property
+            def shape(self):
+                raise OSError
+
+        assert FitSpec(model="m", data=Raises()).summary().arguments["data"]["data"][1] == "Raises"
+
+        class Refuses(dict):
+            def keys(self):
+                raise OSError("gone")
+
+        with pytest.raises(FingerprintError, match="OSError: gone"):
+            key([types.MappingProxyType(Refuses())])
+
+    def test_what_holds_itself_many_times_ends(self, monkeypatch):
+        """Shared nesting that no number stands for is given up, after a number of containers."""
+        monkeypatch.setattr("warmstart.values._MAX_CONTAINERS", 2000)
+        held = [1.0]
+        held.append(held)
+        for _ in range(40):
+            held = [held, held]
+        with pytest.raises(FingerprintError, match="million containers"):
+            key(held)
+
     def test_a_summary_explains_without_the_values(self):
         """The summary that a store keeps finds the same differences."""
         one, two = spec(), spec(hyper={"alpha": 0.2})

@@ -14,6 +14,7 @@ from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.optimize
 
@@ -484,6 +485,72 @@ class TestStarts:
         assert shared >= 2  # a list, a tuple and an array at the least
 
 
+def bowl_with(p, *_args):
+    p = np.asarray(p)
+    return p - 0.7 if p.ndim == 0 else bowl(p)
+
+
+class AttributesOfItems(dict):
+    __getattr__ = dict.__getitem__
+
+
+class OddShape:
+    shape = 3.5
+
+
+class NoShape:
+    @property
+    def shape(self):
+        raise OSError
+
+
+def looking_like(get):
+    """Return a callable object of a class with this ``__getattr__``."""
+    members = {"__getattr__": get, "__call__": lambda _self, p: bowl_with(p)}
+    return type("Odd", (), members)()
+
+
+def raising(_self, name):
+    raise KeyError(name)
+
+
+def itself(depth=1):
+    made = [1.0]
+    made.append(made)
+    for _ in range(depth):
+        made = {"a": made}
+        made["b"] = made
+    return made
+
+
+def shared(made, depth=40):
+    for _ in range(depth):
+        made = [made, made]
+    return made
+
+
+def nested(depth):
+    made = []
+    for _ in range(depth):
+        made = [made]
+    return made
+
+
+ODD = {
+    "items as attributes": lambda: AttributesOfItems(a=1),
+    "a shape that is a number": OddShape,
+    "a shape that raises": NoShape,
+    "attributes that raise": lambda: looking_like(raising),
+    "attributes that are None": lambda: looking_like(lambda _self, _name: None),
+    "attributes that are itself": lambda: looking_like(lambda self, _name: self),
+    "a list in itself": itself,
+    "one list many times": lambda: shared([1.0]),
+    "deep": lambda: nested(100_000),
+    "labels": lambda: pd.Series([1.0, 2.0], index=["names", "nlevels"]),
+    "more labels": lambda: pd.Series([1.0, 2.0, 3.0], index=["levels", "index", "name"]),
+}
+
+
 class TestMemory:
     """What makes a fit the same fit."""
 
@@ -530,6 +597,20 @@ class TestMemory:
         assert self.fit(store, fun, [0.0, 0.0]).source == "final"
         y[0] = 5.0
         assert self.fit(store, fun, [0.0, 0.0]).source == "cold"
+
+    @pytest.mark.parametrize("name", ODD)
+    def test_odd_values_do_not_fail_a_fit(self, store, name):
+        """Attributes that raise, lists that hold themselves: the fit is done, and quickly."""
+        value = ODD[name]()
+        fun = value if callable(value) else bowl_with
+        args = () if callable(value) else (value,)
+        with warnings.catch_warnings(), using(store=store):
+            warnings.simplefilter("ignore", WarmstartWarning)
+            for _ in range(2):
+                result = optimize.minimize(fun, [1.0, 2.0], args=args)
+                assert abs(optimize.brentq(fun, -1.0, 3.0, args=args) - 0.7) < 1e-9
+        same(scipy.optimize.minimize(fun, [1.0, 2.0], args=args), result)
+        assert result.warm.source == ("off" if name == "deep" else "final")
 
     def test_what_cannot_be_identified_is_one_warning(self, store):
         """The warning says what, where and what to do; the fit runs, and says why in its report."""

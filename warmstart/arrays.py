@@ -314,13 +314,15 @@ def _write_series(writer: Writer, value: Any) -> None:
     """Write a Series or an Index, which is a column with a name, and a Series' own index."""
     writer.out.append(b"e")
     _write_class(writer, value)
-    writer.write(list(getattr(value, "names", (value.name,))))
-    if getattr(value, "nlevels", 1) > 1 and hasattr(value, "levels"):
+    # By class: a Series has its labels as attributes, "names" and "nlevels" maybe among them.
+    is_index = isinstance(value, sys.modules["pandas"].Index)
+    writer.write(list(value.names) if is_index else [value.name])
+    if is_index and value.nlevels > 1:
         for i in range(value.nlevels):
             _write_column(writer, value.get_level_values(i).array)
         return
     _write_column(writer, value.array)
-    if hasattr(value, "index"):
+    if not is_index:
         _write_series(writer, value.index)
 
 

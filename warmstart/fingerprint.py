@@ -476,7 +476,14 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def _describe(value: Any) -> str:
-    """Return at most 60 characters that tell a person which value this is."""
+    """Return at most 60 characters that tell a person which value this is; never raises."""
+    try:
+        return _describe_any(value)
+    except Exception:  # noqa: BLE001 (a user's attributes may raise anything; this is only a label)
+        return _cut(type(value).__name__)
+
+
+def _describe_any(value: Any) -> str:
     kind = type(value)
     if kind is str:
         text = repr(value) if len(value) <= 60 else _short.repr(value)
@@ -504,12 +511,9 @@ def _describe_other(value: Any) -> str:
     if isinstance(name, str):
         return f"{getattr(value, '__module__', '')}.{name}"[-60:]
     shape = getattr(value, "shape", None)
-    if shape is not None and type(value).__module__.partition(".")[0] != "numpy":
-        return f"{type(value).__name__}{list(shape)}"
-    try:
-        return _cut(_ADDRESS.sub("", " ".join(_short.repr(value).split())))
-    except Exception:  # noqa: BLE001 (a user's __repr__ may raise anything; this is only a label)
-        return type(value).__name__
+    if type(shape) is tuple and type(value).__module__.partition(".")[0] != "numpy":
+        return _cut(f"{type(value).__name__}{list(shape)}")
+    return _cut(_ADDRESS.sub("", " ".join(_short.repr(value).split())))
 
 
 _PLAIN = frozenset({type(None), bool, float, complex})

@@ -368,19 +368,28 @@ def _write_of_library(encoder: Encoder, value: Any) -> bool:
     """Write what an installed package's instance is known by better than by its content."""
     cls = type(value)
     package = package_of(cls)
-    if callable(value) and hasattr(value, "__qualname__"):
-        module = installed_package(value.__module__)
-        if package or (module and resolve(value.__module__, value.__qualname__) is value):
+    if callable(value) and (name := _name(value, "__qualname__")):
+        home = _name(value, "__module__")
+        if package or (installed_package(home) and resolve(home, name) is value):
             _write_named(encoder, value)  # the latter for Cython's functions
             return True
     if not package:
         return False
-    home = sys.modules.get(cls.__module__)
-    for name, other in list(vars(home).items()) if home else ():
+    module = sys.modules.get(cls.__module__)
+    for name, other in list(vars(module).items()) if module else ():
         if other is value:  # a module's own instance, such as scipy.stats.norm
             encoder.name(b"g", package, cls.__module__, name)
             return True
     return False
+
+
+def _name(value: Any, attribute: str) -> str | None:
+    """Return what a function, or what looks like one, says of its name."""
+    try:
+        name = getattr(value, attribute, None)
+    except Exception:  # noqa: BLE001 (a user's __getattr__ may raise anything)
+        return None
+    return name if isinstance(name, str) else None
 
 
 _TEXTS = frozenset({"__doc__", "__module__"})  # functools.update_wrapper leaves them in instances

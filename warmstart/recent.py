@@ -27,6 +27,8 @@ __all__ = ["Recent", "signature"]
 _FIXED = frozenset({type(None), bool, int, float, complex, str, bytes})
 _SMALL, _FEW = 1024, 64
 """Bytes of an array or a text, items of a container: larger ones are not copied."""
+_MANY = 1 << 14
+"""Parts of a signature; more has a list that holds itself, or another many times over."""
 _CAPACITY = 1024
 _MAX_HELPERS = 64
 
@@ -148,7 +150,7 @@ def signature(name: str, args: Sequence[Any], named: Mapping[str, Any]) -> tuple
         for argument, value in named.items():
             parts.append(argument)
             _sign(value, parts)
-    except _Unsteady:
+    except (_Unsteady, RecursionError):
         return None
     return tuple(parts)
 
@@ -165,7 +167,11 @@ def _sign(value: Any, parts: list[Any]) -> None:
         parts.append(value)
     elif kind is Dataset:
         parts += (kind, value.frame)
-    elif (kind is list or kind is tuple or kind is dict) and len(value) <= _FEW:
+    elif (
+        (kind is list or kind is tuple or kind is dict)
+        and len(value) <= _FEW
+        and len(parts) <= _MANY
+    ):
         parts += (kind, len(value))
         for item in value.items() if kind is dict else value:
             _sign(item, parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import struct
 import time
@@ -60,7 +61,9 @@ class Recorded:
         channel: int,
         target: Callable[[Any], Any] | None,
     ) -> None:
-        functools.update_wrapper(self, function.call, updated=())
+        with contextlib.suppress(Exception):  # a user's __getattr__ may raise anything
+            functools.update_wrapper(self, function.call, updated=())
+        self.__wrapped__ = function.call
         self.function = function.call
         self.label = function.label
         self.channel = channel

@@ -25,7 +25,7 @@ from warmstart.errors import FingerprintError
 
 __all__ = ["Encoder", "text_frame", "writes"]
 
-_MAX_CONTAINERS = 20_000_000
+_MAX_CONTAINERS = 2_000_000  # 2 to 10 s (2026-11)
 
 _u64 = struct.Struct("<Q").pack
 _int = struct.Struct("<cq").pack
@@ -157,8 +157,13 @@ class Encoder:
         """
         try:
             self.write(value)
+        except FingerprintError:
+            raise
         except RecursionError as error:
             raise FingerprintError("is nested too deeply to be identified") from error
+        except Exception as error:  # what a value's own methods and properties may raise
+            reason = f"cannot be looked into ({type(error).__name__}: {error!s:.80})"
+            raise FingerprintError(reason) from error
         return b"".join(self.out)
 
     def write(self, value: Any) -> None:
@@ -299,7 +304,7 @@ class Encoder:
         """
         self._containers += 1
         if self._containers > _MAX_CONTAINERS:
-            raise FingerprintError("holds more than 20 million containers")
+            raise FingerprintError("holds more than 2 million containers")
         known = self._digested.get(id(value))
         if known is None:
             return False

@@ -150,7 +150,7 @@ def _is_known_quick(
     surface: Surface, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Warm
 ) -> bool:
     function = args[0] if args else kwargs.get(surface.names[0])
-    return getattr(function, "__code__", None) in _known_quick and not options.journal
+    return _attribute(function, "__code__") in _known_quick and not options.journal
 
 
 class _Known(NamedTuple):
@@ -729,10 +729,21 @@ def _what(call: _Call) -> str:
     """Return what is called, and by which method, for people."""
     bound, surface = call.bound, call.surface
     function = bound.get(surface.function or "")
-    name = getattr(function, "__name__", type(function).__name__) if function else ""
+    name = ""
+    if function is not None:
+        name = _attribute(function, "__name__")
+        name = name if isinstance(name, str) else type(function).__name__
     method = bound.get("method", "")
     words = (surface.name, method if isinstance(method, str) else "", name.strip("<>"))
     return " ".join(filter(None, words))
+
+
+def _attribute(function: Any, name: str) -> Any:
+    """Return an attribute of a function of the user's, or None; a ``__getattr__`` may raise."""
+    try:
+        return getattr(function, name, None)
+    except Exception:  # noqa: BLE001 (anything)
+        return None
 
 
 def _x_of(payload: dict[str, Any]) -> Any:
@@ -746,8 +757,8 @@ def _x_of(payload: dict[str, Any]) -> Any:
 
 
 def _note_quick(call: _Call) -> None:
-    code = getattr(call.bound[call.surface.function or ""], "__code__", None)
-    if code is not None:
+    code = _attribute(call.bound[call.surface.function or ""], "__code__")
+    if isinstance(code, types.CodeType):
         if len(_known_quick) > 10_000:
             _known_quick.clear()
         _known_quick[code] = None
