@@ -70,11 +70,19 @@ def write_array(writer: Writer, value: np.ndarray[Any, Any]) -> None:
     if isinstance(value, np.ma.MaskedArray):
         _write_plain(writer, np.ma.getmaskarray(value))
         _write_plain(writer, np.asarray(value.fill_value))
-        zero: Any = np.zeros((), value.dtype)  # what is hidden is not content
-        _write_plain(writer, np.asarray(value.filled(zero)))
-    else:
-        writer.write(dict(getattr(value, "__dict__", None) or {}))
-        _write_plain(writer, value.view(np.ndarray))
+    _write_attributes(writer, value, _MASKED_OWN)
+    _write_plain(writer, value.view(np.ndarray))  # also what is hidden: scipy drops the mask
+
+
+_MASKED_OWN = frozenset({"_basedict", "_fill_value", "_isfield", "_mask", "_sharedmask"})
+
+
+def _write_attributes(writer: Writer, value: Any, own: frozenset[str]) -> None:
+    """Write what an instance holds beside its content: a unit, what a subclass adds."""
+    state: Any = object.__getstate__(value)  # type: ignore[attr-defined,unused-ignore]
+    held, slots = state if type(state) is tuple else (state, None)
+    named = {**(held or {}), **(slots or {})}
+    writer.write({name: item for name, item in named.items() if name not in own})
 
 
 _head_of_dtype: dict[np.dtype[Any], tuple[bytes, bool]] = {}
@@ -284,10 +292,19 @@ _SPARSE_PARTS = {
 }
 
 
+_SPARSE_OWN = frozenset(
+    {
+        *("_dict", "_has_canonical_format", "_has_sorted_indices", "_shape", "coords", "data"),
+        *("dtype", "has_canonical_format", "indices", "indptr", "maxprint", "offsets", "rows"),
+    }
+)
+
+
 def _write_sparse(writer: Writer, value: Any) -> None:
     writer.out.append(b"x")
     _write_class(writer, value)
     writer.write((value.format, value.shape, value.dtype.str))
+    _write_attributes(writer, value, _SPARSE_OWN)
     parts = _SPARSE_PARTS.get(value.format)
     if parts is None:  # lists and dicts of items, in whatever order they were set
         coo = value.tocoo()
@@ -303,6 +320,7 @@ def _write_sparse(writer: Writer, value: Any) -> None:
 def _write_dataframe(writer: Writer, value: Any) -> None:
     writer.out.append(b"D")
     _write_class(writer, value)
+    _write_metadata(writer, value)
     writer.write(value.shape)
     _write_series(writer, value.columns)
     _write_series(writer, value.index)
@@ -310,10 +328,21 @@ def _write_dataframe(writer: Writer, value: Any) -> None:
         _write_column(writer, value.iloc[:, i].array)
 
 
+def _write_metadata(writer: Writer, value: Any) -> None:
+    """Write ``attrs``, and what else a frame of pandas or of a subclass of it holds by name."""
+    cls = type(value)
+    base = next(base for base in cls.__mro__ if base.__module__.partition(".")[0] == "pandas")
+    # What pandas itself leaves in an instance: accessors, such as ``str``, once they were used.
+    held = {k: v for k, v in vars(value).items() if k[0] != "_" and not hasattr(base, k)}
+    named = held | {name: getattr(value, name, None) for name in getattr(cls, "_metadata", ())}
+    writer.write((dict(getattr(value, "attrs", ())), named))
+
+
 def _write_series(writer: Writer, value: Any) -> None:
     """Write a Series or an Index, which is a column with a name, and a Series' own index."""
     writer.out.append(b"e")
     _write_class(writer, value)
+    _write_metadata(writer, value)
     # By class: a Series has its labels as attributes, "names" and "nlevels" maybe among them.
     is_index = isinstance(value, sys.modules["pandas"].Index)
     writer.write(list(value.names) if is_index else [value.name])
