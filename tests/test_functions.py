@@ -604,6 +604,7 @@ def thing(source, **names):
 CLASSES = {
     "method": "class A:\n    def m(self): return {}",
     "attribute": "class A:\n    n = {}",
+    "match": "class A:\n    __match_args__ = ('a', 'b{}')",
     "property setter": "class A:\n    @property\n    def p(self): return 0\n    @p.setter\n    def p(self, v): self.v = {}",
     "metaclass": "class M(type):\n    def m(cls): return {}\nclass A(metaclass=M): pass",
     "abstract": "class A(abc.ABC):\n    @abc.abstractmethod\n    def m(self): return {}",

@@ -69,6 +69,14 @@ def objective(p, scale=1.0):
     return scale * float(np.sum((p[0] * np.exp(-p[1] * X) + p[2] - Y) ** 2))
 
 
+def bowl(p):
+    return float(np.sum((np.asarray(p, float) - 0.7) ** 2))
+
+
+def bowl_gradient(p):
+    return 2.0 * (np.asarray(p, float) - 0.7)
+
+
 def with_gradient(p):
     COUNTER.tick()
     return float(np.sum((p - 1.0) ** 2)), 2.0 * (p - 1.0)
@@ -293,6 +301,36 @@ class TestTransparency:
             optimize.minimize(lambda x: (lock, x @ x)[1], [1.0, 2.0])
         assert {Path(w.filename).name for w in log} == {Path(__file__).name}
 
+    @pytest.mark.parametrize(
+        ("name", "given", "settings"),
+        [
+            *((n, {"maxiter": 1}, "disp") for n in ("fmin", "fmin_powell", "fmin_cg", "fmin_bfgs")),
+            ("fmin_ncg", {"maxiter": 1, "fprime": scipy.optimize.rosen_der}, "disp"),
+            ("fmin_l_bfgs_b", {"approx_grad": True}, "disp"),
+            ("fmin_l_bfgs_b", {"approx_grad": True}, "iprint"),
+            (
+                "brute",
+                {"ranges": ((-2, 2),), "Ns": 3, "finish": lambda *_, **__: ([0.0], 1)},
+                "disp",
+            ),
+        ],
+    )
+    def test_what_is_told_decides_what_is_warned(self, store, name, given, settings):
+        """Where ``disp`` or ``iprint`` decides about a warning, a hit warns as scipy does."""
+        seen = []
+        for module in (scipy.optimize, optimize, optimize):
+            with using(store=store) as fits:
+                for value in ({settings: 0}, {settings: 1}, {}, {settings: 2}):
+                    start = {} if name == "brute" else {"x0": [-1.2, 1.0]}
+                    function = {SURFACES[name].function: scipy.optimize.rosen}
+                    with warnings.catch_warnings(record=True) as log:
+                        warnings.simplefilter("always")
+                        getattr(module, name)(**function, **start, **given, **value)
+                    seen.append([(w.category, str(w.message)) for w in log])
+        assert seen[:4] == seen[4:8] == seen[8:]
+        assert any(seen)
+        assert [fit.source for fit in fits] == ["final"] * 4
+
     def test_the_hook_for_warnings_leaves_no_trace(self, store):
         """After a fit `warnings.showwarning` is what it was."""
         before = warnings.showwarning
@@ -389,14 +427,6 @@ class TestTransparency:
         assert not hasattr(result, "warm")
         assert fits == []
         assert list(store.keys()) == []
-
-
-def bowl(p):
-    return float(np.sum((np.asarray(p, float) - 0.7) ** 2))
-
-
-def bowl_gradient(p):
-    return 2.0 * (np.asarray(p, float) - 0.7)
 
 
 def bent(p):

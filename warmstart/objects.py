@@ -266,7 +266,6 @@ _CLASS_NOISE = frozenset(
         "__dict__",
         "__doc__",
         "__firstlineno__",
-        "__match_args__",
         "__module__",
         "__orig_bases__",
         "__parameters__",

@@ -181,6 +181,8 @@ class Surface:
         settings.
     hidden : tuple of str
         Settings that cannot change the result.
+    loud : tuple of str
+        Settings that decide whether scipy warns: of theirs only the truth counts.
     random : bool
         Whether it takes ``rng`` or, from before scipy 1.15, ``seed``.
     quick : bool
@@ -199,6 +201,7 @@ class Surface:
     place: tuple[str, ...] = ()
     data: tuple[str, ...] = ("args",)
     hidden: tuple[str, ...] = ()
+    loud: tuple[str, ...] = ()
     random: bool = False
     quick: bool = False
     worth: int = 0
@@ -322,6 +325,9 @@ class Surface:
                     settings["workers"] = "many"
             elif name in BAGS and isinstance(value, dict):
                 self._open(name, value, (model, data, settings))
+            elif name in self.loud:
+                if bool(value) != bool(self.defaults[name]):
+                    settings[name] = bool(value)
             elif name not in self.hidden and name not in _RANDOM:
                 settings[name] = value
         if place:
@@ -553,7 +559,7 @@ def _minimizers() -> Sequence[Surface]:
             name="brute",
             function="func",
             place=("ranges",),
-            hidden=("disp",),
+            loud=("disp",),
             partial=_x_or(lambda p: (p.scalar, None, None)),
             **objective,
         ),
@@ -569,7 +575,7 @@ def _minimizers() -> Sequence[Surface]:
             function="func",
             start="x0",
             casts="biu",
-            hidden=("disp",),
+            loud=("disp",),
             partial=full5,
             **objective,
         ),
@@ -577,7 +583,7 @@ def _minimizers() -> Sequence[Surface]:
             name="fmin_powell",
             function="func",
             start="x0",
-            hidden=("disp",),
+            loud=("disp",),
             partial=_x_or(lambda p: (p.scalar, None, p.evaluations, p.evaluations, STOPPED)),
             **objective,
         ),
@@ -586,7 +592,7 @@ def _minimizers() -> Sequence[Surface]:
             function="f",
             start="x0",
             casts="biu",
-            hidden=("disp",),
+            loud=("disp",),
             partial=full5,
             **objective,
         ),
@@ -595,7 +601,7 @@ def _minimizers() -> Sequence[Surface]:
             function="f",
             start="x0",
             casts="biu",
-            hidden=("disp",),
+            loud=("disp",),
             partial=_x_or(lambda p: (p.scalar, None, None, p.evaluations, p.evaluations, STOPPED)),
             **objective,
         ),
@@ -603,7 +609,7 @@ def _minimizers() -> Sequence[Surface]:
             name="fmin_ncg",
             function="f",
             start="x0",
-            hidden=("disp",),
+            loud=("disp",),
             partial=_x_or(lambda p: (p.scalar, p.evaluations, p.evaluations, 0, STOPPED)),
             **objective,
         ),
@@ -612,7 +618,6 @@ def _minimizers() -> Sequence[Surface]:
             function="func",
             start="x0",
             casts="biu",
-            hidden=("disp", "iprint"),
             partial=lambda p, _: (
                 p.x,
                 p.scalar,
@@ -652,7 +657,7 @@ def _minimizers() -> Sequence[Surface]:
             name="fminbound",
             function="func",
             place=("x1", "x2"),
-            hidden=("disp",),
+            loud=("disp",),
             quick=True,
             partial=_x_or(lambda p: (p.scalar, STOPPED, p.evaluations)),
             **objective,
