@@ -289,6 +289,18 @@ class TestHeld:
                 key(define(source))
         assert key(define("def f(x):\n    return eval(x)", eval=abs))
 
+    def test_builtins(self):
+        """A namespace that exec has filled is known by its content; who reads builtins is refused."""
+        spaces = []
+        for number in (1, 1, 2):
+            space = {}
+            exec(f"def f(x): return abs(x) + {number}", space)
+            spaces.append(key(space))
+        assert spaces[0] == spaces[1] != spaces[2]
+        f = define("def f(x): return __builtins__['eval'](x)")
+        with pytest.raises(FingerprintError, match="only running it"):
+            key(f)
+
     @pytest.mark.parametrize(
         ("module", "name"),
         [("sys", "modules"), ("sys", "_getframe"), ("importlib", "import_module"),
@@ -304,6 +316,7 @@ class TestHeld:
             "def f(x):\n    import {0} as m\n    return m.{1}",
             "def f(x):\n    from {0} import {1} as n\n    return n",
             "import {0}\nf = lambda x, m={0}: m.{1}",
+            "import {0}\nf = lambda x, *, m={0}: m.{1}",
             "import {0}\ndef make(m):\n    return lambda x: m.{1}\nf = make({0})",
         ],
     )

@@ -37,12 +37,13 @@ __all__: list[str] = []
 
 # What these read or do depends on text or on the caller: code that holds them has no identity.
 _BY_TEXT: tuple[Any, ...] = (eval, exec, globals, __import__, importlib.import_module)
-_BY_TEXT += (sys._getframe, inspect.currentframe, inspect.stack)  # noqa: SLF001
+_BY_TEXT += (importlib.__import__, sys._getframe, inspect.currentframe, inspect.stack)  # noqa: SLF001
 _UNFORESEEABLE = {id(value): f"calls {value.__name__}()" for value in _BY_TEXT} | {
     id(sys.modules): "reads sys.modules"
 }
 _UNFORESEEABLE_NAMES = frozenset({*(value.__name__ for value in _BY_TEXT), "modules"})
 
+_ONLY_RUNNING = "{}, and only running it would tell what that is"
 _UNREADABLE = "{!r:.80} is compiled code whose content cannot be read"
 
 
@@ -64,33 +65,33 @@ def _write_function(encoder: Encoder, function: types.FunctionType) -> None:
     if function.__closure__:
         for name, cell in zip(code.co_freevars, function.__closure__, strict=True):
             encoder.part(f".__closure__[{name!r}]", _content(cell))
-            if by_text:
-                _check_attributes(_content(cell), by_text)
-    for value in (function.__defaults__ or ()) if by_text else ():
-        _check_attributes(value, by_text)
     if package:  # made by a function of a package, whose version says what its globals are
         encoder.name(b"g", package)
     else:
         for step, reference in names:
-            value = reference.value(function)
-            encoder.part(step, value)
-            if by_text:
-                _check_attributes(value, by_text)
+            encoder.part(step, reference.value(function))
+        if by_text:
+            _check_attributes(function, by_text)
     encoder.attributes(function.__dict__)
 
 
 def _refuse_unforeseeable(value: Any) -> None:
     known = _UNFORESEEABLE.get(id(value))
     if known is not None:
-        raise FingerprintError(f"{known}, and only running it would tell what that is")
+        raise FingerprintError(_ONLY_RUNNING.format(known))
 
 
-def _check_attributes(value: Any, names: frozenset[str]) -> None:
-    """Refuse code that holds a module and reads from it what depends on text."""
-    module = sys.modules.get(value.name) if type(value) is Library else value
-    if isinstance(module, types.ModuleType):
-        for name in names:
-            _refuse_unforeseeable(vars(module).get(name))
+def _check_attributes(function: types.FunctionType, names: frozenset[str]) -> None:
+    """Refuse a function that stands on a module and reads from it what depends on text."""
+    held = [reference.value(function) for reference in references(function.__code__)]
+    held += function.__defaults__ or ()
+    held += (function.__kwdefaults__ or {}).values()
+    held += map(_content, function.__closure__ or ())
+    for value in held:
+        module = sys.modules.get(value.name) if type(value) is Library else value
+        if isinstance(module, types.ModuleType):
+            for name in names:
+                _refuse_unforeseeable(vars(module).get(name))
 
 
 _Facts = tuple[bytes, tuple[tuple[str, Reference], ...], frozenset[str]]
@@ -100,6 +101,8 @@ _Facts = tuple[bytes, tuple[tuple[str, Reference], ...], frozenset[str]]
 def _code_facts(code: types.CodeType) -> _Facts:
     """Return a digest, the names read with their steps in a path, and attributes to look into."""
     names = references(code)
+    if any(name.name == "__builtins__" for name in names):
+        raise FingerprintError(_ONLY_RUNNING.format("reads __builtins__"))
     steps = [".".join((f".__globals__[{name.name!r}]", *name.attributes)) for name in names]
     read = attributes(code).union(*(name.attributes for name in names))
     digest = digest_buffer(Encoder().encode(instructions(code)))

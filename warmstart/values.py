@@ -12,7 +12,9 @@ disk things are, and whether equal containers are one object or two.
 
 from __future__ import annotations
 
+import builtins
 import struct
+import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
@@ -27,6 +29,7 @@ __all__ = ["Encoder", "text_frame", "writes"]
 
 _MAX_CONTAINERS = 2_000_000  # 2 to 10 s (2026-11)
 
+_BUILTINS = vars(builtins)
 _u64 = struct.Struct("<Q").pack
 _int = struct.Struct("<cq").pack
 _float = struct.Struct("<cd").pack
@@ -162,8 +165,8 @@ class Encoder:
         except RecursionError as error:
             raise FingerprintError("is nested too deeply to be identified") from error
         except Exception as error:  # what a value's own methods and properties may raise
-            reason = f"cannot be looked into ({type(error).__name__}: {error!s:.80})"
-            raise FingerprintError(reason) from error
+            said = traceback.format_exception_only(error)[-1].strip()  # its own text may raise too
+            raise FingerprintError(f"cannot be looked into ({said:.80})") from error
         return b"".join(self.out)
 
     def write(self, value: Any) -> None:
@@ -344,7 +347,9 @@ class Encoder:
 
     @writes(dict)
     def _write_dict(self, value: Mapping[Any, Any]) -> None:
-        if self._enter(value):
+        if value is _BUILTINS:  # left by exec in the namespace that it was given
+            self.name(b"M", "python", "builtins")
+        elif self._enter(value):
             self._write_pairs(b"d", value)
             del self._open[id(value)]
 
