@@ -319,7 +319,7 @@ class TestTransparency:
         """Where ``disp`` or ``iprint`` decides about a warning, a hit warns as scipy does."""
         seen = []
         for module in (scipy.optimize, optimize, optimize):
-            with using(store=store) as fits:
+            with using(store=store, journal=False) as fits:
                 for value in ({settings: 0}, {settings: 1}, {}, {settings: 2}):
                     start = {} if name == "brute" else {"x0": [-1.2, 1.0]}
                     function = {SURFACES[name].function: scipy.optimize.rosen}
