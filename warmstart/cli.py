@@ -424,17 +424,18 @@ def _verify(parsed: argparse.Namespace, out: Out) -> int:
         out.json(report)
     else:
         state = "sound" if report.sound else "damaged"
+        state = f"{len(report.mended)} mended, {state}" if report.mended else state
         out.console.print(
             f"{report.records} records, {len(report.damaged)} damaged, {report.newer} newer, "
             f"{report.repaired} removed: {state}",
             highlight=False,
         )
-        lines = [*report.structure, *report.damaged]
+        lines = [*report.mended, *report.structure, *report.damaged]
         for line in lines[:_LINES]:
             out.console.print(f"  {line}", markup=False, highlight=False)
         if len(lines) > _LINES:
             out.console.print(f"  and {len(lines) - _LINES} more: --json shows them")
-        if report.damaged and not parsed.repair:
+        if not report.sound and not parsed.repair:
             out.console.print("`warmstart verify --repair` removes what is damaged")
     return 0 if report.sound else 1
 

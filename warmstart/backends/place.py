@@ -19,6 +19,7 @@ import os
 import secrets
 import stat
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,7 +52,14 @@ def file_lock(path: Path, timeout: float = -1.0) -> FileLock:
     """Return a lock that really is one: never a file that only looks like it."""
     from filelock import FileLock  # noqa: PLC0415 (6 ms, of use once a store is opened)
 
-    return FileLock(path, timeout=timeout, mode=0o600, fallback_to_soft=False, poll_interval=0.005)
+    return FileLock(
+        path,
+        timeout=timeout,
+        mode=0o600,
+        thread_local=False,  # what a store holds open is held by no thread in particular
+        fallback_to_soft=False,
+        poll_interval=0.005,
+    )
 
 
 def sync_folder(path: Path) -> None:
@@ -234,9 +242,21 @@ class Place:
 
     # Who holds it open
 
-    def lock(self, name: str, timeout: float = -1.0) -> FileLock:
-        """Return a lock of the whole store by name."""
-        return file_lock(self.path / "locks" / f"{name}.lock", timeout)
+    @contextlib.contextmanager
+    def holding(self, name: str, timeout: float = -1.0) -> Iterator[bool]:
+        """Hold a lock of the whole store by name; yields whether it was got in time."""
+        lock, got = file_lock(self.path / "locks" / f"{name}.lock", timeout), True
+        try:
+            try:
+                lock.acquire()
+            except TimeoutError:
+                got = False
+            except OSError as error:
+                kind = StoreFullError if error.errno in FULL else StoreError
+                raise kind(f"the store {self.path} cannot be locked: {error}") from error
+            yield got
+        finally:
+            lock.release(force=True)
 
     def attend(self) -> Attendance:
         """Find out who is there, and become one of them. Call with the lock ``open``."""
