@@ -99,6 +99,87 @@ class TestStopping:
         )
         assert function.count == result.warm.evaluations
 
+    def test_ctrl_c_at_any_instant(self, tmp_path):
+        """Once, or again and again while the first one is dealt with: the fit goes on after it."""
+        script = tmp_path / "script.py"
+        script.write_text(
+            textwrap.dedent(
+                """
+                import gc, random, signal, sys, time, warnings
+                import numpy as np, scipy.optimize
+                from warmstart import Warm, journal, optimize
+                warnings.simplefilter("ignore")  # that it does not get far
+                def objective(x):
+                    end = time.perf_counter() + 1e-4
+                    while time.perf_counter() < end:
+                        pass
+                    return scipy.optimize.rosen(x)
+                def interrupt(*_):
+                    if armed:
+                        raise KeyboardInterrupt
+                armed, rng, done = False, random.Random(3), []
+                signal.signal(signal.SIGALRM, interrupt)
+                for number in range(90):
+                    x0 = np.array([-1.2, 1.0, 0.8]) + len(done)
+                    try:
+                        armed = True
+                        every = (number % 3) * 7e-4
+                        signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-3, 0.06), every)
+                        warm = Warm(store=sys.argv[1], journal=True)
+                        done.append(optimize.minimize(objective, x0, method="Powell", warm=warm))
+                        armed = False
+                    except KeyboardInterrupt:
+                        armed = False
+                    signal.setitimer(signal.ITIMER_REAL, 0.0)
+                end = time.monotonic() + 30
+                while journal._held and time.monotonic() < end:
+                    gc.collect()  # for who goes on where the main thread was interrupted
+                assert journal._held == {}
+                for number, result in enumerate(done):
+                    x0 = np.array([-1.2, 1.0, 0.8]) + number
+                    plain = scipy.optimize.minimize(objective, x0, method="Powell")
+                    assert (result.x == plain.x).all() and result.nfev == plain.nfev
+                warnings.simplefilter("error")
+                x0 = np.array([-1.2, 1.0, 0.8]) + len(done)
+                for source in (("journal", "cold"), ("final",)):
+                    warm = Warm(store=sys.argv[1], journal=True)
+                    result = optimize.minimize(objective, x0, method="Powell", warm=warm)
+                    assert result.warm.source in source, result.warm
+                print(len(done))
+                """
+            )
+        )
+        ended = subprocess.run(
+            [sys.executable, str(script), str(tmp_path / "store")],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        assert int(ended.stdout) >= 1
+
+    def test_ctrl_c_while_the_journal_is_closed(self, store, monkeypatch):
+        """The second one, while the first is dealt with: the journal is free for the next call."""
+        real, armed = os.fdatasync, [1]
+
+        def sync(descriptor):
+            if armed:
+                armed.clear()
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            return real(descriptor)
+
+        monkeypatch.setattr(os, "fdatasync", sync)
+        with using(store=store, journal=True):
+            with pytest.raises(KeyboardInterrupt):
+                optimize.minimize(Rosen(60, interrupt), X4)
+            end = time.monotonic() + 30
+            while journal._held and time.monotonic() < end:
+                os.sched_yield()  # to who goes on where the main thread was interrupted
+            assert not armed
+            result = optimize.minimize(Rosen(), X4)
+        assert (result.warm.source, result.warm.why) == ("journal", None)
+
     def test_short_fits_leave_no_journal(self, store):
         """Below 200 ms nothing is written, unless asked, or the fit was stopped on purpose."""
         with using(store=store):

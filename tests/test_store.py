@@ -24,6 +24,8 @@ from warmstart import (
     Store,
     StoreError,
     host,
+    optimize,
+    using,
 )
 from warmstart.backends import Batch
 from warmstart.fingerprint import environment
@@ -637,6 +639,20 @@ class TestPlace:
         """Pickling a store in memory says that it needs a folder."""
         with pytest.raises(TypeError, match="folder"):
             pickle.dumps(Store(":memory:"))
+
+    def test_a_read_only_store_goes_on_answering(self, tmp_path):
+        """What it cannot keep is no trouble: no warning, and the next hit is one."""
+
+        def bowl(x, at):
+            return float(((x - at) ** 2).sum())
+
+        with Store(tmp_path / "s") as store, using(store=store):
+            optimize.minimize(bowl, [0.0, 0.0], args=(1.0,))
+        with Store(tmp_path / "s", read_only=True) as store, using(store=store) as fits:
+            for at in (1.0, 2.0, 1.0):
+                optimize.minimize(bowl, [0.0, 0.0], args=(at,))
+        assert [fit.source for fit in fits] == ["final", "cold", "final"]
+        assert fits[1].why == "the store is read only"
 
     def test_a_read_only_store_serves_hits_and_writes_nothing(self, tmp_path):
         """Reading through ``read_only=True`` works, writing raises."""

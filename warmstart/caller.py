@@ -67,13 +67,17 @@ def undisturbed(work: Callable[[], _T]) -> _T:
     """
     if threading.current_thread() is not threading.main_thread():
         return work()
-    ended: list[tuple[Any, BaseException | None]] = []
+    answer: list[tuple[Any, BaseException | None]] = []
+    running = threading.Lock()  # ``join`` takes a thread for ended if it is interrupted (3.11)
+    running.acquire()
 
     def run() -> None:
         try:
-            ended.append((work(), None))
+            answer.append((work(), None))
         except BaseException as error:  # noqa: BLE001 (it is handed on)
-            ended.append((None, error))
+            answer.append((None, error))
+        finally:
+            running.release()
 
     context = contextvars.copy_context()
     context.run(_on_behalf.set, outside())
@@ -84,8 +88,8 @@ def undisturbed(work: Callable[[], _T]) -> _T:
         thread.start()
     except RuntimeError:  # at the end of the interpreter there are no new threads
         return work()
-    thread.join()
-    result, error = ended.pop()
+    running.acquire()
+    result, error = answer.pop()
     try:
         if error is not None:
             raise error

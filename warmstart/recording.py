@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 import warmstart.journal as files
-from warmstart.caller import complain
+from warmstart.caller import complain, undisturbed
 from warmstart.carrying import Carrier
 from warmstart.continuation import solver_state
 from warmstart.fingerprint import environment
@@ -67,6 +67,8 @@ In processor time: other processes that take the processor away are not its faul
 disk makes it wait, ten times as much."""
 _PIECE = 256 << 10
 """Bytes that are written at once, whatever they cost."""
+_PATIENCE = 5.0
+"""Seconds for which the end of a fit waits for a thread that writes its record."""
 _PENDING = 8 << 20
 """Bytes that wait in memory for being written."""
 _BEST = 0.05
@@ -185,6 +187,7 @@ class Recorder:
         self._target = target
         self._state: dict[str, Any] | None = None
         self._lock = threading.RLock()
+        self._making = threading.Lock()
         self._channels: list[str] = []
         self._callbacks: dict[str, int] = {}
         self._source: Journal | None = None
@@ -672,12 +675,19 @@ class Recorder:
         return asked or now >= self.started + FIRST or self._pending > _PENDING
 
     def _begin_journal(self) -> None:
-        head = files.header_frame(self._header()) + files.life_frame(self._life())
-        self._make(head)
+        self._make(files.header_frame(self._header()) + files.life_frame(self._life()))
 
     def _make(self, first: bytes) -> None:
-        assert self._shelf is not None
-        self.journal = self._shelf.create(self._fit, self._session.key, self._session.run_id, first)
+        shelf = self._shelf
+        assert shelf is not None
+
+        def make() -> None:
+            with self._making:  # whoever was interrupted, and comes again, finds it made
+                if self.journal is None:
+                    names = self._session.key, self._session.run_id
+                    self.journal = shelf.create(self._fit, *names, first)
+
+        undisturbed(make)
 
     def _life(self) -> Life:
         return Life(
@@ -798,12 +808,22 @@ class Recorder:
         self._progress.close()
         for made in self._maps:
             made.close()
-        with self._lock:
+        short = self.journal is None and not self._is_time(time.perf_counter())
+        if short and (completed or not keep):
+            self.recording = False
+        work = functools.partial(self._finish, completed=completed)
+        try:
+            # A journal that were left half closed would stay locked by this process.
+            undisturbed(work) if self.recording or self._source is not None else work()
+        finally:
+            self._blas.release()
+
+    def _finish(self, *, completed: bool) -> None:
+        # Ctrl-C may have come just as `settle` had taken the lock: nobody gives it back then.
+        held = self._lock.acquire(timeout=_PATIENCE)
+        try:
             if self.replay is not None:
                 self._reach_frontier()
-            short = self.journal is None and not self._is_time(time.perf_counter())
-            if short and (completed or not keep):
-                self.recording = False
             self._absorb()
             if self.recording and self._waiting:
                 self._write(time.perf_counter())
@@ -827,7 +847,9 @@ class Recorder:
                 journal.close()
             if self._source is not None and self._source is not journal:
                 self._source.close()
-        self._blas.release()
+        finally:
+            if held:
+                self._lock.release()
         if journal is not None and self._shelf is not None:
             shelf = self._shelf
             if completed:

@@ -958,6 +958,8 @@ class Store(History):
         StoreError
             If the store is `strict`.
         """
+        if writes and self.read_only:
+            return otherwise
         alone = local and self._before is not None
         if self._trouble is not None and not alone and self._still_out(writes=writes):
             return otherwise

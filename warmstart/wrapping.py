@@ -665,7 +665,8 @@ class _Run:
             except CodecError as error:  # a result of the user's own method may hold anything
                 kept, why = False, f"the result could not be kept: {error}"
         if not kept:
-            why = why or "the result could not be kept"
+            read_only = self._store.read_only
+            why = why or ("the store is read only" if read_only else "the result could not be kept")
         missing = self._near.given_up if self._near is not None else None
         if call.options.required and missing is not None:
             raise NearError(
