@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 import zipfile
 
@@ -208,6 +211,20 @@ class TestRefusals:
             ("fits", "--store", "mysql://x"),
         ):
             assert run(capsys, *arguments)[0] == 2
+
+    @pytest.mark.parametrize("command", ["ls", "fits", "stats"])
+    def test_a_reader_that_has_left(self, place, command):
+        """Where nobody reads standard output any more there is no error and no message."""
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(
+            [sys.executable, "-m", "warmstart", command],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        os.close(write)
+        assert (done.returncode, done.stderr) == (0, b"")
 
     @pytest.mark.parametrize("kind", ["text", "zip", "newer", "missing", "manifest"])
     def test_what_is_no_bundle(self, kind, place, tmp_path, capsys):

@@ -17,19 +17,21 @@ import webbrowser
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import warmstart
-from warmstart import cli_runs
+from warmstart import cli_runs, host
 from warmstart.copying import copy
 from warmstart.demo import run_demo
-from warmstart.errors import KeyLookupError, WarmstartError
+from warmstart.errors import ArgumentError, KeyLookupError, WarmstartError
 from warmstart.fingerprint import Fingerprint
 from warmstart.patch import patch
 from warmstart.record import Entry
-from warmstart.report import Out, ago, size, table
+from warmstart.report import Out, age, counted, size, table
+from warmstart.search import infos
 from warmstart.store import Store
-from warmstart.warm import FitReport
+from warmstart.warm import FitReport, defaults, options_of, store_of
 
 __all__ = ["main"]
 
@@ -60,15 +62,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = Out(as_json=parsed.json)
     handler: _Handler = parsed.handler
     try:
-        return handler(parsed, out)
+        code = handler(parsed, out)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has seen enough. What is still buffered must go somewhere at the exit:
+        # https://docs.python.org/3/library/signal.html#note-on-sigpipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyLookupError as error:
         out.errors.print(f"warmstart: {error}", markup=False, highlight=False)
         return 2
     except (WarmstartError, OSError) as error:
         out.errors.print(f"warmstart: {error}", markup=False, highlight=False)
-        return 2 if isinstance(error, ValueError) and isinstance(error, TypeError) else 1
-    except BrokenPipeError:
-        return 0
+        return 2 if isinstance(error, ArgumentError) else 1
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,13 +100,15 @@ def _parser() -> argparse.ArgumentParser:
 
     command("demo", _demo, "fit real data, fit it again, kill a fit and resume it")
     sub = command("run", _run, "run a Python script with scipy.optimize remembering its fits")
-    sub.add_argument("--refit", action="store_true", help="run every fit, remember it anew")
+    # What is not given stays None: it is for the script to say.
+    switch: dict[str, Any] = {"action": "store_true", "default": None}
+    sub.add_argument("--refit", **switch, help="run every fit, remember it anew")
     sub.add_argument(
         "--callbacks",
         choices=("skip", "run"),
-        default="skip",
         help="what to do with a remembered fit that has a callback: return it without calling "
-        "that (skip, as many libraries pass callbacks of their own), or run it again",
+        "that, or run it again; by default calls of scipy.optimize skip, as many libraries pass "
+        "callbacks of their own",
     )
     sub.add_argument(
         "--time-limit",
@@ -107,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="end each fit after so many seconds of new work, with the best point so far",
     )
-    sub.add_argument("--progress", action="store_true", help="show how each fit gets on")
+    sub.add_argument("--progress", **switch, help="show how each fit gets on")
     sub.add_argument("script", help="a Python file")
     sub.add_argument("args", nargs=argparse.REMAINDER, help="what the script gets as arguments")
     cli_runs.add(command)
@@ -168,6 +177,9 @@ def _demo(parsed: argparse.Namespace, out: Out) -> int:
     return 0
 
 
+_OPTIONS = ("store", "refit", "callbacks", "time_limit", "progress")
+
+
 def _run(parsed: argparse.Namespace, out: Out) -> int:
     script = Path(parsed.script)
     if not script.is_file():
@@ -176,24 +188,35 @@ def _run(parsed: argparse.Namespace, out: Out) -> int:
     sys.argv = [parsed.script, *parsed.args]
     sys.path[0] = os.fspath(script.resolve().parent)
     start = time.perf_counter()
-    options = {
-        "refit": parsed.refit,
-        "callbacks": parsed.callbacks,
-        "time_limit": parsed.time_limit,
-        "progress": parsed.progress,
-    }
+    options = {name: v for name in _OPTIONS if (v := getattr(parsed, name)) is not None}
+    ended: BaseException | None = None
     # What schedulers send before they kill: SIGTERM, or whatever they are asked to send.
     before = {one: signal.signal(one, _terminated) for one in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        with patch(store=Store(parsed.store), **options) as patched:
+        with defaults(**options), patch(callbacks=parsed.callbacks or "skip") as patched:
             try:
                 runpy.run_path(parsed.script, run_name="__main__")
-            finally:
-                _summarize(patched.fits, time.perf_counter() - start, out)
+            except BaseException as error:  # noqa: BLE001 (told of, and passed on, below)
+                ended = error
+                if not isinstance(error, SystemExit):
+                    trace = _own_frames(error.__traceback__)
+                    sys.excepthook(type(error), error.with_traceback(trace), trace)
+            _summarize(patched.fits, time.perf_counter() - start, ended, out)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return 0
+    if isinstance(ended, KeyboardInterrupt):
+        sys.excepthook = lambda *_: None  # it was shown; python ends by the signal itself
+    if ended is not None and not isinstance(ended, Exception):
+        raise ended
+    return 0 if ended is None else 1
+
+
+def _own_frames(trace: TracebackType | None) -> TracebackType | None:
+    """Return the traceback of a script as python shows it: from the script on."""
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") in {__name__, "runpy"}:
+        trace = trace.tb_next
+    return trace
 
 
 def _terminated(number: int, _frame: Any) -> None:
@@ -210,7 +233,10 @@ _WORDS = {
 }
 
 
-def _summarize(fits: list[FitReport], seconds: float, out: Out) -> None:
+def _summarize(
+    fits: list[FitReport], seconds: float, ended: BaseException | None, out: Out
+) -> None:
+    """Tell on standard error, since standard output is the script's own."""
     counts = Counter(_WORDS.get(fit.source, fit.source) for fit in fits)
     evaluations = Counter[str]()
     saved = Counter[str]()
@@ -219,26 +245,64 @@ def _summarize(fits: list[FitReport], seconds: float, out: Out) -> None:
         evaluations[word] += fit.evaluations
         saved[word] += fit.evaluations_saved
     saved_seconds = sum(fit.seconds_saved for fit in fits)
+    cut = [] if ended is None else _cut_short()
     if out.as_json:
-        # On standard error: standard output is the script's own.
         document = {
             "fits": dict(counts),
             "evaluations": evaluations.total(),
             "evaluations_saved": saved.total(),
             "seconds": seconds,
             "seconds_saved": saved_seconds,
+            "interrupted": len(cut),
+            "recorded": sum(cut),
             "why": sorted({fit.why for fit in fits if fit.why}),
         }
         sys.stderr.write(json.dumps(document) + "\n")
         return
-    rows = [(word, counts[word], evaluations[word], saved[word]) for word in counts]
-    title = f"warmstart: {len(fits)} fits in {seconds:.1f} s, about {saved_seconds:.1f} s saved"
-    if not rows:
-        out.errors.print("warmstart: no call of a function that remembers has come to its end")
-        return
-    table(out.errors, ("", "fits ", "evaluations ", "saved "), rows, title=title)
-    for why in sorted({fit.why for fit in fits if fit.why}):
-        out.errors.print(f"  {why}", markup=False, highlight=False)
+    lines = sorted({f"  {fit.why}" for fit in fits if fit.why})
+    if fits:
+        title = f"warmstart: {counted(len(fits), 'fit')} in {seconds:.1f} s, "
+        title += f"about {saved_seconds:.1f} s saved"
+        rows = [(word, counts[word], evaluations[word], saved[word]) for word in counts]
+        table(out.errors, ("", "fits ", "evaluations ", "saved "), rows, title=title)
+    elif ended is None:
+        lines.append("warmstart: the script has done no fit that could be remembered")
+        # Child processes of all kinds, joblib's too, are begun by a module of such a name.
+        if any(name.rpartition(".")[2].startswith("popen_") for name in sys.modules):
+            lines.append(
+                "  fits of its child processes are not counted here; where these are not forked, "
+                "the code that runs there remembers with `from warmstart import optimize`"
+            )
+    if cut:
+        lines.append(
+            f"warmstart: {counted(len(cut), 'fit')} interrupted, "
+            f"{counted(sum(cut), 'evaluation')} recorded; the same command goes on"
+        )
+    for line in lines:
+        out.errors.print(line, markup=False, highlight=False)
+
+
+def _cut_short() -> list[int]:
+    """Return how many evaluations are recorded of each fit that this process did not finish."""
+    store = store_of(options_of(None))
+    if store.told is None:  # no fit of this process has ended there
+        return []
+
+    def find() -> list[int]:
+        mine = [one for one in infos(store) if one.key and one.process == host.process_id()]
+        last = {info.key: info.status for info in mine}
+        shelf, found = store.journals, []
+        paths = [] if shelf is None else shelf.paths()
+        for key in (key for key, status in last.items() if status in {"cancelled", "failed"}):
+            fit = next((path.parent.name for path in paths if path.name.startswith(key[:16])), None)
+            if shelf is not None and fit is not None:
+                journal = shelf.find(Fingerprint.parse(fit), Fingerprint.parse(key)).journal
+                if journal is not None:
+                    found.append(journal.count)
+                    journal.close()
+        return found
+
+    return store.attempt(find, [])
 
 
 def _ls(parsed: argparse.Namespace, out: Out) -> int:
@@ -254,7 +318,7 @@ def _ls(parsed: argparse.Namespace, out: Out) -> int:
         return 0
     table(
         out.console,
-        ("key", "what", "kind", "objective ", "nfev ", "runs ", "written"),
+        ("key", "what", "kind", "objective ", "nfev ", "runs ", "age"),
         [
             (
                 row["key"][:12],
@@ -263,7 +327,7 @@ def _ls(parsed: argparse.Namespace, out: Out) -> int:
                 row["objective"],
                 row["nfev"],
                 row["runs"],
-                ago(row["written"], now),
+                age(row["written"], now),
             )
             for row in rows
         ],
@@ -330,7 +394,7 @@ def _show(parsed: argparse.Namespace, out: Out) -> int:
     table(out.console, ("part", "argument", "value"), [tuple(item.values()) for item in named])
     table(
         out.console,
-        ("run", "kind", "status", "objective ", "nfev ", "start", "producer", "written"),
+        ("run", "kind", "status", "objective ", "nfev ", "start", "producer", "age"),
         [
             (
                 row["run"][:14],
@@ -340,10 +404,11 @@ def _show(parsed: argparse.Namespace, out: Out) -> int:
                 row["nfev"],
                 row["start"],
                 row["producer"],
-                ago(row["written"], now),
+                age(row["written"], now),
             )
             for row in rows
         ],
+        wide={"producer"},
     )
     return 0
 
