@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.optimize
 
-from warmstart import ArgumentError, BundleError, FitSpec, Store, cli, learned, optimize, using
+from warmstart import (
+    ArgumentError,
+    BundleError,
+    FitSpec,
+    Store,
+    cli,
+    learned,
+    optimize,
+    progress,
+    using,
+)
 from warmstart.backends import Batch
 from warmstart.copying import copy
+from warmstart.demo import DemoRow
+from warmstart.rows import RunInfo, info_row, small
 
 
 @pytest.fixture
@@ -430,7 +444,7 @@ class TestRuns:
         code, out, _ = run(capsys, "ls", "-n", "2")
         assert code == 0
         assert "and 2 more" in out
-        assert "1 hits saved" in out
+        assert "1 hit saved" in out
         assert "[red]broken[/red]" in out
 
     def test_show(self, runs, capsys):
@@ -444,6 +458,15 @@ class TestRuns:
         code, out, _ = run(capsys, "show", runs["minimize CG bowl"], "--lineage")
         assert "near sibling-hyper" in out
 
+    def test_facts_are_told_in_their_units(self, runs, capsys):
+        """Ids have no separators, memory has a unit, times are ages, experiments have names."""
+        out = run(capsys, "show", runs["outer"][:14])[1]
+        told = {row[0]: row[1:] for line in out.splitlines() if (row := line.split())}
+        assert told["pid"] == [str(os.getpid())]
+        assert told["memory"][1] == "GiB"
+        assert told["told"][1:] == ["s", "ago"]
+        assert told["experiment"] == ["mine"]
+
     def test_compare(self, runs, capsys):
         code, out, _ = run(capsys, "compare", *runs.values())
         assert code == 0
@@ -456,6 +479,8 @@ class TestRuns:
         assert code == 0
         assert "score" in out
         assert len(out.splitlines()) > 18
+        steps = next(line for line in out.splitlines() if line.startswith(" " * 11 + "|"))
+        assert all(re.fullmatch("[0-9,]+", label) for label in steps.split()[1:])
         found = run_json(capsys, "plot", runs["outer"], "--series", "score")
         assert found[0]["values"] == [2.0, 1.0]
         code, _, err = run(capsys, "plot", runs["outer"], "--series", "none")
@@ -480,6 +505,78 @@ class TestRuns:
             code, _, err = run(capsys, *arguments)
             assert code == 2
             assert err.startswith("warmstart: ")
+
+
+class TestNarrow:
+    """Tables on a line of eighty characters."""
+
+    @pytest.fixture
+    def many(self, tmp_path, monkeypatch):
+        """A store with fits that have long names and took long, completed and killed."""
+        monkeypatch.setenv("WARMSTART_STORE", str(tmp_path / "store"))
+        monkeypatch.setenv("COLUMNS", "80")
+        with Store(tmp_path / "store") as store:
+            for number, status in enumerate(("completed", "cancelled")):
+                key = FitSpec(model=f"a model with a rather long name {number}").key
+                session = store.session(key)
+                session.checkpoint(np.ones(3), -1.234567e-5, 1_234_567)
+                info = RunInfo(
+                    run=session.run_id,
+                    key=str(key),
+                    status=status,
+                    started=store.clock() - 59 * 60,
+                    what="minimize Nelder-Mead negative_log_likelihood",
+                    source="near",
+                    level="sibling-hyper",
+                    evaluations=7_654_321 if status == "completed" else 0,
+                    saved=123_456,
+                    seconds=12_345.678,
+                    objective=-1.234567e-5 if status == "completed" else None,
+                )
+                store.backend.apply(Batch({info_row(info.run): small(info)}))
+        return str(key)
+
+    @staticmethod
+    def lines(out):
+        lines = out.splitlines()
+        assert max(map(len, lines)) <= 80
+        return lines
+
+    def test_ls(self, many, capsys, monkeypatch):
+        """A line a run: numbers are whole, the name is cut; more columns on a wide one."""
+        head, _, cancelled, completed, *_ = self.lines(run(capsys, "ls")[1])
+        columns = "run name status objective nfev saved age"
+        assert head.split() == columns.split()
+        assert "\u2026" in completed
+        assert completed.split()[-5:] == ["-1.235e-05", "7,654,321", "123,456", "59", "min"]
+        assert cancelled.split()[-5:] == ["-1.235e-05", "1,234,567+", "123,456", "59", "min"]
+        monkeypatch.setenv("COLUMNS", "140")
+        out = run(capsys, "ls")[1]
+        assert "near sibling-hyper" in out
+        assert "seconds" in out
+
+    def test_fits_and_one_of_them(self, many, capsys):
+        for arguments in (("fits",), ("show", many)):
+            lines = self.lines(run(capsys, *arguments)[1])
+            heads = next(line for line in lines if "objective" in line).split()
+            assert {"kind", "objective", "nfev", "age"} <= set(heads)
+            assert any("-1.235e-05  1,234,567" in line for line in lines)
+
+    def test_the_demo(self, many, capsys, monkeypatch):
+        """Its table is whole, and says that the resumed fit is scipy's."""
+        row = DemoRow("Rat43 simulator", "first time", "journal", 1234, 567, 0.0001234, 10.5)
+        monkeypatch.setattr(cli, "run_demo", lambda *_: [row])
+        lines = self.lines(run(capsys, "demo")[1])
+        assert lines[1].split() == ["fit", "from", "nfev", "saved", "seconds", "digits"]
+        assert lines[3].split()[-5:] == ["journal", "1,234", "567", "0.0001234", "10.5"]
+        assert "same as plain scipy's, bit for bit" in lines[-1]
+
+    def test_families(self, many, capsys):
+        with Store() as store, using(store=store, near=True):
+            for a in (1.0, 1.5):
+                optimize.minimize(lambda x, a: float((x - a) @ (x - a)), np.zeros(2), args=(a,))
+        for line in self.lines(run(capsys, "families", "--models")[1]):
+            assert "\u2026" not in line.partition("minimize")[0]
 
 
 class TestLooks:
@@ -524,3 +621,21 @@ class TestLooks:
         with using(store=store, progress=True):
             optimize.minimize(slow, np.ones(6), method="Powell")
         assert "s left" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("columns", [40, 80])
+    def test_the_bar_fits_the_line(self, columns, monkeypatch, capsys):
+        """Time and evaluations are whole; what there is no room for is left out."""
+        monkeypatch.setenv("COLUMNS", str(columns))
+        now = iter(range(100))
+        monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+        bar = progress.Progress(wanted=True)
+        bar.expected = 44.0
+        bar.replay(100, 183)
+        bar.end_replay()
+        bar.update(183, 152, 3.7018123)
+        bar.close()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert len(line) <= columns
+        assert re.match("0:00:0. warmstart: 152 evaluations", line)
+        rest = ", best 3.70181, 43 s left, 152/s, 183 replayed"
+        assert line.rstrip().endswith(rest) == (columns == 80)

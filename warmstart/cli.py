@@ -159,7 +159,7 @@ def _demo(parsed: argparse.Namespace, out: Out) -> int:
         return 0
     table(
         out.console,
-        ("fit", "", "source", "evaluations ", "saved ", "seconds ", "digits "),
+        ("fit", "", "from", "nfev ", "saved ", "seconds ", "digits "),
         [
             (
                 row.fit,
@@ -174,6 +174,7 @@ def _demo(parsed: argparse.Namespace, out: Out) -> int:
         ],
         title="digits: agreement of the worst parameter with the published value",
     )
+    out.console.print("The resumed fit is the same as plain scipy's, bit for bit: x and nfev.")
     return 0
 
 

@@ -124,6 +124,7 @@ def table(
     if title:
         console.print(title, style="bold", markup=False, highlight=False)
     console.print(sheet)
+    console.print()
 
 
 def _cell(value: Any, *, cut: bool = False) -> Text:
