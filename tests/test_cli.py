@@ -95,6 +95,7 @@ class TestCommands:
             "first digits",
         ):
             assert word in out
+        assert max(map(len, out.splitlines())) <= 80
         for command in (
             "demo",
             "run",
@@ -115,6 +116,16 @@ class TestCommands:
         ):
             code, out, _ = run(capsys, command, "--help")
             assert (code, "--json" in out) == (0, True)
+
+    def test_options_before_the_command(self, place, tmp_path, monkeypatch, capsys):
+        """--store and --json may stand on either side of the command."""
+        other = str(tmp_path / "other")
+        with Store(other) as store, store.run(name="one"):
+            pass
+        for arguments in (("--store", other, "--json", "ls"), ("ls", "--store", other, "--json")):
+            (found,) = json.loads(run(capsys, *arguments)[1])
+            assert found["name"] == "one"
+        assert len(run_json(capsys, "--store", str(place), "ls", "--store", other)) == 1
 
     def test_ls(self, place, keys, capsys):
         """Fits are listed newest first; a long list is cut with a count."""
@@ -164,6 +175,23 @@ class TestCommands:
         assert (code, "1 damaged" in out, "--repair" in out) == (1, True, True)
         assert run_json(capsys, "verify", "--repair")["repaired"] == 1
         assert run(capsys, "verify")[0] == 0
+
+    def test_quiet_where_nobody_looks(self, place, tmp_path, capsys):
+        """Standard error is empty where it is no terminal; numbers are told in one way."""
+        for arguments, said in (
+            (("export", str(tmp_path / "e.zip")), "3 records written"),
+            (("copy", str(place), str(tmp_path / "copy")), "rows copied"),
+            (("import", str(tmp_path / "e.zip")), "0 records added, 3 skipped"),
+        ):
+            code, out, err = run(capsys, *arguments)
+            assert (code, said in out, err) == (0, True, "")
+
+    def test_report(self, place, tmp_path, monkeypatch, capsys):
+        """Where the page is, and how large."""
+        monkeypatch.chdir(tmp_path)
+        code, out, _ = run(capsys, "report")
+        assert code == 0
+        assert re.fullmatch(r"report\.html: 3 runs, [0-9.]+ MiB\n", out)
 
     def test_gc(self, place, capsys):
         """Nothing to sweep in a small fresh store."""
@@ -223,8 +251,37 @@ class TestRefusals:
             ("fits", "--limit", "0"),
             ("show",),
             ("fits", "--store", "mysql://x"),
+            ("ui", "--port", "99999"),
+            ("ui", "--port", "-1"),
         ):
             assert run(capsys, *arguments)[0] == 2
+
+    def test_what_is_no_script(self, tmp_path, capsys):
+        """The script alone is asked for; a notebook is refused with what to do instead."""
+        assert run(capsys, "run")[2].endswith("the following arguments are required: script\n")
+        notebook = tmp_path / "x.ipynb"
+        notebook.write_text('{"cells": null}')
+        code, _, err = run(capsys, "run", str(notebook))
+        assert (code, "is a notebook" in err) == (2, True)
+
+    def test_copying_to_itself(self, place, capsys):
+        """Two stores are named, and no third one."""
+        code, _, err = run(capsys, "copy", str(place), f"{place}/.")
+        assert (code, "the same store" in err) == (2, True)
+        assert run(capsys, "copy", "--store", "x", "a", "b")[0] == 2
+        code, _, err = run(capsys, "--store", "x", "copy", "a", "b")
+        assert (code, "takes no --store" in err) == (2, True)
+
+    @pytest.mark.parametrize("name", ["none.zip", "."])
+    def test_importing_from_nowhere(self, place, tmp_path, monkeypatch, name, capsys):
+        """What was given, and what is expected."""
+        monkeypatch.chdir(tmp_path)
+        code, _, err = run(capsys, "import", name)
+        assert (code, err.startswith(f"warmstart: {name} is no file"), "export" in err) == (
+            2,
+            True,
+            True,
+        )
 
     @pytest.mark.parametrize("command", ["ls", "fits", "stats"])
     def test_a_reader_that_has_left(self, place, command):
@@ -438,6 +495,7 @@ class TestRuns:
         assert len(run_json(capsys, "ls")) == 4
         assert [r["name"] for r in run_json(capsys, "ls", "params.rate>=0.5")] == ["outer"]
         assert [r["state"] for r in run_json(capsys, "ls", "status=failed")] == ["failed"]
+        assert len(run_json(capsys, "ls", "run~0")) == 4
         assert len(run_json(capsys, "ls", "--experiment", "mine")) == 2
         found = [r.get("evaluations", -1) for r in run_json(capsys, "ls", "--sort", "evaluations")]
         assert found == sorted(found, reverse=True)
@@ -494,10 +552,16 @@ class TestRuns:
         code, out, _ = run(capsys, "families", "--models")
         assert code == 0
         assert "settings.x0" in out
+        with Store() as store, store.session(FitSpec(model="mine-v3")) as session:
+            session.finalize(1.0)
+        assert "mine-v3: 1 fit\n" in run(capsys, "families", "--models")[1].replace("'", "")
 
     def test_wrong(self, runs, capsys):
         for arguments in (
             ("ls", "color=red"),
+            ("ls", "params.rate>=abc"),
+            ("ls", "params.rate>="),
+            ("ls", "name<true"),
             ("ls", "--experiment", "none"),
             ("show", "ffffffffffff"),
             ("compare", "ffffffffffff"),

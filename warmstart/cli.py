@@ -26,6 +26,7 @@ from warmstart.copying import copy
 from warmstart.demo import run_demo
 from warmstart.errors import ArgumentError, KeyLookupError, WarmstartError
 from warmstart.fingerprint import Fingerprint
+from warmstart.models import name_of
 from warmstart.patch import patch
 from warmstart.record import Entry
 from warmstart.report import Out, age, counted, size, table
@@ -36,14 +37,14 @@ from warmstart.warm import FitReport, defaults, options_of, store_of
 __all__ = ["main"]
 
 _EPILOG = """\
-KEY is a key or its first digits, at least four, as `warmstart fits` shows them; RUN a run's, at
-least six, as `warmstart ls` does.
+KEY is a key or its first digits, at least four, as `warmstart fits` shows them;
+RUN a run's, at least six, as `warmstart ls` does.
 
-Exit codes: 0 all well; 1 the store or a file is damaged or cannot be used; 2 wrong arguments
-or an unknown key. `warmstart run` ends as the script does.
+Exit codes: 0 all well; 1 the store or a file is damaged or cannot be used;
+2 wrong arguments or an unknown key. `warmstart run` ends as the script does.
 
-The store is the one given by --store, else $WARMSTART_STORE, else a folder in the platform's
-cache directory. `warmstart stats` says where.
+The store is the one given by --store, else $WARMSTART_STORE, else a folder in
+the platform's cache directory. `warmstart stats` says where.
 """
 
 _LINES = 50
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments : sequence of str, optional
         By default those of the process.
     """
-    parsed = _parser().parse_args(arguments)
+    parsed = _parser().parse_args(arguments, argparse.Namespace(store=None, json=False))
     out = Out(as_json=parsed.json)
     handler: _Handler = parsed.handler
     try:
@@ -69,31 +70,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # https://docs.python.org/3/library/signal.html#note-on-sigpipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyLookupError as error:
-        out.errors.print(f"warmstart: {error}", markup=False, highlight=False)
-        return 2
     except (WarmstartError, OSError) as error:
-        out.errors.print(f"warmstart: {error}", markup=False, highlight=False)
-        return 2 if isinstance(error, ArgumentError) else 1
+        out.errors.print(f"warmstart: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2 if isinstance(error, (ArgumentError, KeyLookupError)) else 1
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--store", metavar="FOLDER", help="which store")
+    # Before the command and after it: what is not given after it says nothing.
+    place = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    place.add_argument(
+        "--store", metavar="PLACE", help="which store: a folder, or an address such as redis://host"
+    )
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--json", action="store_true", help="write JSON for machines")
     parser = argparse.ArgumentParser(
         prog="warmstart",
         description="Numerical fits remembered, resumable and quick to start.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[place, common],
     )
     parser.add_argument("--version", action="version", version=warmstart.__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, handler: _Handler, text: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, handler: _Handler, text: str, *, has_store: bool = True
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
-            name, parents=[common], help=text, description=text[:1].upper() + text[1:] + "."
+            name,
+            parents=[place, common] if has_store else [common],
+            help=text,
+            description=text[:1].upper() + text[1:] + ".",
         )
         sub.set_defaults(handler=handler)
         return sub
@@ -118,7 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--progress", **switch, help="show how each fit gets on")
     sub.add_argument("script", help="a Python file")
-    sub.add_argument("args", nargs=argparse.REMAINDER, help="what the script gets as arguments")
+    rest = sub.add_argument("args", nargs=argparse.REMAINDER, help="the script's own arguments")
+    rest.required = False  # as argparse says itself, but for its message without a script
     cli_runs.add(command)
     sub = command("fits", _ls, "list the fits in the store, newest first")
     sub.add_argument("-n", "--limit", type=cli_runs.count, default=30, help="at most so many (30)")
@@ -129,9 +138,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("key", metavar="KEY")
     sub.add_argument("other", metavar="KEY")
     sub = command("report", _report, "write a page to look at: runs, savings, lineage, plans")
-    sub.add_argument("-o", "--output", default="report.html", metavar="FILE", help="report.html")
+    sub.add_argument(
+        "-o",
+        "--output",
+        default="report.html",
+        metavar="FILE",
+        help="where to (report.html); what is there is replaced",
+    )
     sub = command("ui", _ui, "serve that page on this machine, with what is new as it comes")
-    sub.add_argument("--port", type=int, default=0, help="by default a free one")
+    sub.add_argument("--port", type=_port, default=0, help="by default a free one")
     sub.add_argument("--open", action="store_true", help="open it in the browser")
     command("stats", _stats, "count what is in the store, and say where it is")
     sub = command("verify", _verify, "read every record and check every byte")
@@ -141,10 +156,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("file")
     sub = command("import", _import, "add the fits of a file written by export")
     sub.add_argument("file")
-    sub = command("copy", _copy, "copy a store to another one; may be repeated, and goes on")
+    text = "copy a store to another one; may be repeated, and goes on"
+    sub = command("copy", _copy, text, has_store=False)
     sub.add_argument("source", metavar="FROM")
     sub.add_argument("target", metavar="TO")
     return parser
+
+
+def _port(text: str) -> int:
+    """Return the number of a port."""
+    number = int(text)
+    if not 0 <= number < 1 << 16:
+        raise argparse.ArgumentTypeError("must be from 0 to 65535")
+    return number
 
 
 def _store(parsed: argparse.Namespace, *, writes: bool = False) -> Store:
@@ -184,8 +208,12 @@ _OPTIONS = ("store", "refit", "callbacks", "time_limit", "progress")
 def _run(parsed: argparse.Namespace, out: Out) -> int:
     script = Path(parsed.script)
     if not script.is_file():
-        out.errors.print(f"warmstart: there is no script {script}", markup=False)
-        return 2
+        raise ArgumentError(f"there is no script {script}")
+    if script.suffix == ".ipynb":
+        raise ArgumentError(
+            f"{script} is a notebook, and a Python file is run: say `from warmstart import "
+            "optimize` in the notebook, or write it as a script (jupyter nbconvert --to script)"
+        )
     sys.argv = [parsed.script, *parsed.args]
     sys.path[0] = os.fspath(script.resolve().parent)
     start = time.perf_counter()
@@ -280,7 +308,7 @@ def _summarize(
             f"{counted(sum(cut), 'evaluation')} recorded; the same command goes on"
         )
     for line in lines:
-        out.errors.print(line, markup=False, highlight=False)
+        out.errors.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _cut_short() -> list[int]:
@@ -334,7 +362,7 @@ def _ls(parsed: argparse.Namespace, out: Out) -> int:
         ],
     )
     if len(fits) > len(shown):
-        out.console.print(f"and {len(fits) - len(shown)} more: --limit shows them")
+        out.console.print(f"and {len(fits) - len(shown):,} more: --limit shows them")
     return 0
 
 
@@ -342,8 +370,7 @@ def _line(store: Store, key: Fingerprint, entries: list[Entry]) -> dict[str, Any
     best = entries[0]
     summary = store.summary(key)
     arguments = summary.arguments if summary else {}
-    model = arguments.get("model", {})
-    name = next((model[n][1] for n in ("fun", "f", "func", "name", "model") if n in model), "")
+    name = name_of(summary) if summary else ""
     method = arguments.get("settings", {}).get("method", (b"", ""))[1]
     method = " ".join(re.findall(r"[\w-]+", method))  # ('minimize', 'BFGS') as people say it
     return {
@@ -446,7 +473,8 @@ def _report(parsed: argparse.Namespace, out: Out) -> int:
     if out.as_json:
         out.json({"file": str(file), "runs": len(data["runs"])})
     else:
-        out.console.print(f"{file}: {len(data['runs']):,} runs", markup=False, highlight=False)
+        said = f"{file}: {counted(len(data['runs']), 'run')}, {size(file.stat().st_size)}"
+        out.console.print(said, markup=False, highlight=False)
     return 0
 
 
@@ -491,15 +519,15 @@ def _verify(parsed: argparse.Namespace, out: Out) -> int:
     else:
         state = "sound" if report.sound else "damaged"
         out.console.print(
-            f"{report.records} records, {len(report.damaged)} damaged, {report.newer} newer, "
-            f"{report.repaired} removed: {state}",
+            f"{counted(report.records, 'record')}, {len(report.damaged):,} damaged, "
+            f"{report.newer:,} newer, {report.repaired:,} removed: {state}",
             highlight=False,
         )
         lines = [*report.structure, *report.damaged]
         for line in lines[:_LINES]:
             out.console.print(f"  {line}", markup=False, highlight=False)
         if len(lines) > _LINES:
-            out.console.print(f"  and {len(lines) - _LINES} more: --json shows them")
+            out.console.print(f"  and {len(lines) - _LINES:,} more: --json shows them")
         if report.damaged and not parsed.repair:
             out.console.print("`warmstart verify --repair` removes what is damaged")
     return 0 if report.sound else 1
@@ -511,7 +539,7 @@ def _gc(parsed: argparse.Namespace, out: Out) -> int:
     if out.as_json:
         out.json(gone)
     else:
-        what = ", ".join(f"{number} {reason}" for reason, number in gone.items())
+        what = ", ".join(f"{number:,} {reason}" for reason, number in gone.items())
         out.console.print(what or "nothing to sweep", highlight=False)
     return 0
 
@@ -522,12 +550,17 @@ def _export(parsed: argparse.Namespace, out: Out) -> int:
     if out.as_json:
         out.json({"exported": count})
     else:
-        out.console.print(f"{count} records written to {parsed.file}", highlight=False)
+        said = f"{counted(count, 'record')} written to {parsed.file}"
+        out.console.print(said, markup=False, highlight=False)
     return 0
 
 
 def _copy(parsed: argparse.Namespace, out: Out) -> int:
+    if parsed.store is not None:
+        raise ArgumentError("copy is told both stores as FROM and TO, and takes no --store")
     with Store(parsed.source, read_only=True) as source, Store(parsed.target) as target:
+        if source.address == target.address:
+            raise ArgumentError(f"FROM and TO are the same store, {source.address}: name another")
         source.stats()
         with out.progress("copy") as progress:
             done = copy(source, target, progress)
@@ -535,17 +568,22 @@ def _copy(parsed: argparse.Namespace, out: Out) -> int:
         out.json(done._asdict())
     else:
         out.console.print(
-            f"{done.copied:,} rows copied, {done.present:,} were there, {done.damaged:,} damaged "
-            "ones left out"
+            f"{counted(done.copied, 'row')} copied, {done.present:,} were there, "
+            f"{done.damaged:,} damaged ones left out"
         )
     return 0
 
 
 def _import(parsed: argparse.Namespace, out: Out) -> int:
+    if not Path(parsed.file).is_file():
+        raise ArgumentError(
+            f"{parsed.file} is no file: give one that `warmstart export FILE` has written"
+        )
     with _store(parsed, writes=True) as store, out.progress("import") as progress:
         added, skipped = store.import_(parsed.file, progress=progress)
     if out.as_json:
         out.json({"added": added, "skipped": skipped})
     else:
-        out.console.print(f"{added} records added, {skipped} skipped", highlight=False)
+        said = f"{counted(added, 'record')} added, {skipped:,} skipped"
+        out.console.print(said, highlight=False)
     return 0
