@@ -236,7 +236,7 @@ def _run(parsed: argparse.Namespace, out: Out) -> int:
             signal.signal(number, handler)
     if isinstance(ended, KeyboardInterrupt):
         sys.excepthook = lambda *_: None  # it was shown; python ends by the signal itself
-    if ended is not None and not isinstance(ended, Exception):
+    if isinstance(ended, (KeyboardInterrupt, SystemExit)):
         raise ended
     return 0 if ended is None else 1
 
