@@ -58,9 +58,12 @@ def condition(text: str) -> Condition:
         wanted = json.loads(value)
     except ValueError:
         wanted = value
-    if sign in {"~", "^="} and not isinstance(wanted, str):
+    test = _SIGNS[sign]
+    if test in _ORDERED and _kind(wanted) != "number":
+        raise ArgumentError(f"{field}{sign} is followed by a number such as 0.5, not {value!r:.60}")
+    if test in {"contains", "startswith"} and not isinstance(wanted, str):
         wanted = value
-    return field, _SIGNS[sign], wanted
+    return field, test, wanted
 
 
 def _check_condition(given: Any) -> Condition:
@@ -80,10 +83,6 @@ def _check_condition(given: Any) -> Condition:
         )
     if field in {"status", "state"} and test in {"eq", "ne"} and value not in (*STATUSES, "dead"):
         raise ArgumentError(f"{field} is one of {', '.join(STATUSES)} or dead, not {value!r:.60}")
-    if test in _ORDERED and _kind(value) != "number":
-        raise ArgumentError(
-            f"{field}: <, <=, > and >= compare with a number such as 0.5, not {value!r:.60}"
-        )
     return field, test, value
 
 
