@@ -998,3 +998,108 @@ class TestRun:
         assert "3 fits" in done.stderr
         assert "hit" in done.stderr
         assert "fitted" in done.stderr
+
+    def test_a_fit_is_one_fit(self, tmp_path):
+        """The summary is a line of its own above the table, and counts as people do."""
+        script = tmp_path / "script.py"
+        script.write_text(
+            "from scipy.optimize import minimize, rosen\nminimize(rosen, [1.3, 0.7])\n"
+        )
+        said = self.run(tmp_path, script, json=False).stderr.splitlines()
+        assert said[0].startswith("warmstart: 1 fit in ")
+        assert said[0].endswith(" s saved")
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "open('missing.csv')",
+            "raise ConnectionRefusedError('nobody is there')",
+            "import warmstart; warmstart.Warm(interval='x')",
+            "1 / 0",
+            "exec('def (')",
+        ],
+    )
+    def test_an_error_is_shown_as_python_shows_it(self, tmp_path, line):
+        """The traceback begins with the script, whatever it raises; the exit code is python's."""
+        script = tmp_path / "script.py"
+        script.write_text(f"def work():\n    {line}\n\nwork()\n")
+        plain = subprocess.run(
+            [sys.executable, str(script)], capture_output=True, text=True, check=False
+        )
+        done = self.run(tmp_path, script, json=False)
+        assert done.returncode == plain.returncode == 1
+        assert done.stderr == plain.stderr
+
+    def test_a_script_that_does_not_parse(self, tmp_path):
+        """Nothing but python's own message, and no store is made."""
+        script = tmp_path / "script.py"
+        script.write_text("def (\n")
+        plain = subprocess.run(
+            [sys.executable, str(script)], capture_output=True, text=True, check=False
+        )
+        done = self.run(tmp_path, script, json=False)
+        assert (done.stdout, done.stderr, done.returncode) == ("", plain.stderr, 1)
+        assert not (tmp_path / "store").exists()
+
+    def test_an_interrupted_fit_says_how_to_go_on(self, tmp_path):
+        """What is recorded is told, python ends as it does, and the same command goes on."""
+        script, once = tmp_path / "script.py", tmp_path / "once"
+        script.write_text(
+            "import os\nfrom scipy.optimize import minimize, rosen\n"
+            "class Interrupted:\n"
+            "    count = 0\n"
+            "    def __call__(self, x):\n"
+            "        Interrupted.count += 1\n"
+            f"        if Interrupted.count == 60 and not os.path.exists({str(once)!r}):\n"
+            f"            open({str(once)!r}, 'w').close()\n"
+            "            raise KeyboardInterrupt\n"
+            "        return rosen(x)\n"
+            "print(minimize(Interrupted(), [-1.2, 1.0], method='Nelder-Mead').warm.source)\n"
+        )
+        done = self.run(tmp_path, script, json=False)
+        assert done.returncode == -signal.SIGINT
+        *trace, last = done.stderr.splitlines()
+        assert last == (
+            "warmstart: 1 fit interrupted, 59 evaluations recorded; the same command goes on"
+        )
+        assert trace.count("KeyboardInterrupt") == 1
+        assert trace[-1] == "KeyboardInterrupt"
+        assert "runpy" not in done.stderr
+        assert self.run(tmp_path, script, json=False).stdout == "journal\n"
+
+    def test_options_are_for_direct_calls_too(self, tmp_path):
+        """Scripts that import from warmstart get the options, in all threads; theirs go before."""
+        script = tmp_path / "script.py"
+        script.write_text(
+            "from threading import Thread\n"
+            "from warmstart import Warm, optimize, using\n"
+            "def fit(**more):\n"
+            "    print(optimize.minimize(optimize.rosen, [1.3, 0.7], **more).warm.source)\n"
+            "fit()\nfit()\n"
+            "thread = Thread(target=fit)\nthread.start()\nthread.join()\n"
+            f"with using(store={str(tmp_path / 'other')!r}): fit()\n"
+            f"with using(refit=False): fit(warm=Warm(store={str(tmp_path / 'other')!r}))\n"
+        )
+        assert self.run(tmp_path, script).stdout.split() == [
+            "cold",
+            *["final"] * 2,
+            "cold",
+            "final",
+        ]
+        again = self.run(tmp_path, "--refit", script).stdout.split()
+        assert again == ["cold"] * 4 + ["final"]
+        assert self.run(tmp_path, script).stdout.split() == ["final"] * 5
+
+    def test_children_are_not_counted(self, tmp_path):
+        """Where a script did all of its fits in other processes, the summary says why it has none."""
+        script = tmp_path / "script.py"
+        script.write_text(
+            "import multiprocessing as mp\n"
+            "if __name__ == '__main__':\n"
+            "    child = mp.get_context('fork').Process(target=int)\n"
+            "    child.start()\n    child.join()\n"
+        )
+        assert "from warmstart import optimize" in self.run(tmp_path, script, json=False).stderr
+        script.write_text("import multiprocessing\n")
+        said = self.run(tmp_path, script, json=False).stderr
+        assert said == "warmstart: the script has done no fit that could be remembered\n"

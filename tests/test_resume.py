@@ -982,9 +982,8 @@ class TestOptions:
             result = optimize.minimize(slow, X4, method="Nelder-Mead")
         assert same(plain, result)
         text = capsys.readouterr().err
-        assert "warmstart: fit" in text
-        assert "best" in text
-        assert "evaluations/s" in text
+        assert "evaluations, best" in text
+        assert "/s" in text
 
     def test_memory(self):
         """A store in memory has journals too; they end with it."""

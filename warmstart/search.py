@@ -58,7 +58,12 @@ def condition(text: str) -> Condition:
         wanted = json.loads(value)
     except ValueError:
         wanted = value
-    return field, _SIGNS[sign], wanted
+    test = _SIGNS[sign]
+    if test in _ORDERED and _kind(wanted) != "number":
+        raise ArgumentError(f"{field}{sign} is followed by a number such as 0.5, not {value!r:.60}")
+    if test in {"contains", "startswith"} and not isinstance(wanted, str):
+        wanted = value
+    return field, test, wanted
 
 
 def _check_condition(given: Any) -> Condition:

@@ -21,6 +21,7 @@ __all__ = [
     "FitReport",
     "Near",
     "Warm",
+    "defaults",
     "listen",
     "merge",
     "options_of",
@@ -323,7 +324,9 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
 
 _DEFAULTS = Warm()
 _FIELDS = tuple(field.name for field in dataclasses.fields(Warm))
-_current: ContextVar[Warm] = ContextVar("warm", default=_DEFAULTS)
+_everybodys = _DEFAULTS
+"""What holds where no block says otherwise; see `defaults`."""
+_current: ContextVar[Warm] = ContextVar("warm")
 _reports: ContextVar[list[FitReport] | None] = ContextVar("reports", default=None)
 _everywhere: list[list[FitReport]] = []
 _stores: dict[str, Store] = {}
@@ -364,7 +367,7 @@ def using(**options: Any) -> Iterator[list[FitReport]]:
     >>> [fit.source for fit in fits]
     ['cold', 'final']
     """
-    merged = merge(_current.get(), options)
+    merged = merge(_current.get(_everybodys), options)
     reports: list[FitReport] = []
     outer = _reports.get()
     current, listening = _current.set(merged), _reports.set(reports)
@@ -375,6 +378,18 @@ def using(**options: Any) -> Iterator[list[FitReport]]:
         _reports.reset(listening)
         if outer is not None:
             outer.extend(reports)
+
+
+@contextlib.contextmanager
+def defaults(**options: Any) -> Iterator[None]:
+    """Set what holds for all threads, where neither a block nor a call says otherwise."""
+    global _everybodys  # noqa: PLW0603 (the process has one)
+    before = _everybodys
+    _everybodys = merge(before, options)
+    try:
+        yield
+    finally:
+        _everybodys = before
 
 
 def merge(base: Warm, options: Mapping[str, Any]) -> Warm:
@@ -389,7 +404,7 @@ def merge(base: Warm, options: Mapping[str, Any]) -> Warm:
 
 def options_of(warm: Warm | None) -> Warm:
     """Return the options in force for a call: its own, over the block's, over the defaults."""
-    current = _current.get()
+    current = _current.get(_everybodys)
     if warm is None:
         return current
     if not isinstance(warm, Warm):
