@@ -139,7 +139,6 @@ class TestStopping:
                     x0 = np.array([-1.2, 1.0, 0.8]) + number
                     plain = scipy.optimize.minimize(objective, x0, method="Powell")
                     assert (result.x == plain.x).all() and result.nfev == plain.nfev
-                warnings.simplefilter("error")
                 x0 = np.array([-1.2, 1.0, 0.8]) + len(done)
                 for source in (("journal", "cold"), ("final",)):
                     warm = Warm(store=sys.argv[1], journal=True)

@@ -19,6 +19,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import scipy.optimize
 from hypothesis import given, settings
@@ -230,9 +231,19 @@ class TestStatus:
     def test_is_alive(self):
         assert host.is_alive(host.owner()) is True
         name, pid, born = host.owner().rsplit(":", 2)
-        assert host.is_alive(f"{name}:{pid}:{int(born) - 100}") is False
+        assert host.is_alive(f"{name}:{pid}:1{born}") is False
+        assert host.is_alive(f"{name}:{pid}:") is False
         assert host.is_alive(f"{name}:99999999:1") is False
+        assert host.is_alive(f"{name}:x:1") is False
         assert host.is_alive("elsewhere:1:1") is None
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="there psutil is asked")
+    def test_is_alive_after_the_clock_was_set(self, monkeypatch):
+        """The time of day at which a process began moves with the clock; its name does not."""
+        me = in_child(host.owner)
+        monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: 1.0)
+        assert host.is_alive(host.owner()) is True
+        assert host.is_alive(me[1]) is False
 
 
 class TestTrouble:

@@ -28,6 +28,8 @@ _FIXED = frozenset({type(None), bool, int, float, complex, str, bytes})
 _SMALL, _FEW = 1024, 64
 """Bytes of an array or a text, items of a container: larger ones are not copied."""
 _CAPACITY = 1024
+_MOST = 64 << 20
+"""Bytes of arrays that functions hold, which are kept alive with them."""
 _MAX_HELPERS = 64
 
 
@@ -190,6 +192,7 @@ class Recent(Generic[_T]):
 
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], tuple[list[_Steady], _T]] = {}
+        self._held = 0
 
     def get(self, signed: tuple[Any, ...]) -> _T | None:
         """Return what is known of a call with this signature, if its functions are as they were."""
@@ -208,6 +211,9 @@ class Recent(Generic[_T]):
             steady = [_Steady(part) for part in signed if type(part) is types.FunctionType]
         except _Unsteady:
             return
-        if len(self._known) >= _CAPACITY:
+        held = sum(array.nbytes for one in steady for array, _ in one.arrays)
+        if len(self._known) >= _CAPACITY or self._held + held > _MOST:
             self._known.clear()
+            self._held = 0
+        self._held += held
         self._known[signed] = (steady, known)

@@ -249,7 +249,8 @@ class Store(History):
         self._room = 0
         """Bytes that may be written before the size is looked at again."""
         self._asked, self._ahead = -math.inf, 0.0
-        self._trouble: tuple[Exception, float] | None = None
+        # Whether the disk was full, and since when; not the error, which would keep a fit's data.
+        self._trouble: tuple[bool, float] | None = None
         self.told: tuple[str, threading.Thread] | None = None
         """The process that has told this store what it is, and the thread that does so."""
         _open_stores.add(self)
@@ -975,14 +976,15 @@ class Store(History):
 
     def _still_out(self, *, writes: bool) -> bool:
         assert self._trouble is not None
-        error, since = self._trouble
+        is_full, since = self._trouble
         if time.monotonic() - since > _RETRY_AFTER:
             self._trouble = None  # one fit tries again, and warns again if nothing has changed
             return False
-        return writes or not isinstance(error, StoreFullError)
+        return writes or not is_full
 
     def _give_up(self, error: Exception) -> None:
-        known, self._trouble = self._trouble, (error, time.monotonic())
+        is_full = isinstance(error, StoreFullError)
+        known, self._trouble = self._trouble, (is_full, time.monotonic())
         if known is None:
             rest = "without it" if self._before is None else f"with {self.local} alone"
             complain(f"{self.address} is not used for now, fits go on {rest}: {error}")

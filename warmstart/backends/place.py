@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from warmstart.backends import FULL
 from warmstart.caller import complain
 from warmstart.errors import StoreError, StoreFullError
+from warmstart.host import boot as _boot
 from warmstart.host import the_psutil
 
 if TYPE_CHECKING:
@@ -367,14 +368,6 @@ def _namespace() -> str:
         return str(os.stat("/proc/self/ns/pid").st_ino)  # noqa: PTH116 (a magic link, not a path)
     except OSError:
         return "0"
-
-
-def _boot() -> str:
-    """Return what is another text after each start of the machine; empty where nothing says so."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    except OSError:
-        return ""
 
 
 def _listed(folder: Path) -> list[Path]:
