@@ -365,6 +365,22 @@ class TestInterrupts:
         assert len(list(Path("/proc/self/fd").iterdir())) < before + 30
         backend.close()
 
+    def test_the_folder_is_deleted(self, place):
+        """Whoever cleans up takes what was remembered; what comes then is kept in a new folder."""
+        backend = LmdbBackend(place)
+        backend.apply(Batch({b"a": b"1"}))
+        first = backend._environment
+        shutil.rmtree(place)
+        with pytest.warns(UserWarning, match="deleted"):
+            backend.apply(Batch({b"a": b"2"}))
+            end = time.monotonic() + 30
+            while not first.gone and time.monotonic() < end:
+                os.sched_yield()
+        backend.apply(Batch({b"b": b"1"}), Durability.POWER)
+        backend.close()
+        assert LmdbBackend(place).get(b"b").value == b"1"
+        LmdbBackend(place).close()
+
     def test_no_descriptors_left(self, place):
         """Locks of files that cannot be had are the store's trouble, as an error of its own."""
         backend = LmdbBackend(place)

@@ -66,7 +66,7 @@ from warmstart.backends.halves import (
     walk_through,
 )
 from warmstart.backends.place import HALVES, Place
-from warmstart.caller import undisturbed
+from warmstart.caller import complain, undisturbed
 from warmstart.errors import ArgumentError, StoreError, StoreFullError
 from warmstart.locks import free_in_children, imported
 
@@ -590,6 +590,13 @@ class _Promoter(threading.Thread):
             self._work.clear()
             environment = self._environment()
             if environment is None or environment.gone:
+                return
+            if not environment.place.is_there():
+                complain(
+                    f"the folder of the store {environment.path} was deleted: another is begun"
+                )
+                with _registry_lock:
+                    _close(environment)
                 return
             # Trouble here is nobody's call; the next flush meets it again and raises it.
             with contextlib.suppress(StoreError, lmdb.Error, Closed):

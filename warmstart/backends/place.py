@@ -154,6 +154,10 @@ class Place:
             return False
         return True
 
+    def is_there(self) -> bool:
+        """Return whether the folder is, still."""
+        return (self.path / "FORMAT").exists()
+
     def half(self, name: str) -> Path:
         """Return the folder of one environment."""
         return self.path / name
