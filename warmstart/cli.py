@@ -216,7 +216,7 @@ def _summarize(fits: list[FitReport], seconds: float, out: Out) -> None:
     saved = Counter[str]()
     for fit in fits:
         word = _WORDS.get(fit.source, fit.source)
-        evaluations[word] += fit.evaluations
+        evaluations[word] += fit.evaluations or 0
         saved[word] += fit.evaluations_saved
     saved_seconds = sum(fit.seconds_saved for fit in fits)
     if out.as_json:

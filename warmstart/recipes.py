@@ -41,7 +41,8 @@ class Fits:
     fun : (k,) array
         The objective at each; NaN where the result does not say.
     nfev : (k,) array of int
-        Calls of the user's functions that each took now; 0 for one that was remembered.
+        Calls of the user's functions that each took now; 0 for one that was remembered, or
+        if nobody counted.
     results : list
         What each fit returned.
     reports : list of FitReport
@@ -181,7 +182,7 @@ def _gather(
         "index": index,
         "x": np.array([x for x, _ in solutions]),
         "fun": np.array([value for _, value in solutions]),
-        "nfev": np.array([report.evaluations for _, report in answers]),
+        "nfev": np.array([report.evaluations or 0 for _, report in answers]),
         "results": [result for result, _ in answers],
         "reports": [report for _, report in answers],
         "scores": None if scores is None else np.array(scores),

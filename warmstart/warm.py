@@ -268,8 +268,9 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
         The run that made the result.
     start_run : str or None
         The run whose journal or checkpoint this one went on from.
-    evaluations : int
-        Calls of the user's functions in this call.
+    evaluations : int or None
+        Calls of the user's functions in this call, or what scipy says of them if it ran alone;
+        None where nobody counted.
     evaluations_saved : int
         Calls that an earlier run made and this one did not have to; after a near start, those
         that cold fits of the family took more on the average.
@@ -296,7 +297,7 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
     run: str | None = None
     start_run: str | None = None
-    evaluations: int = 0
+    evaluations: int | None = None
     evaluations_saved: int = 0
     seconds_saved: float = 0.0
     replay: str | None = None
@@ -308,12 +309,16 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         key = f" {self.key[:12]}" if self.key else ""
-        saved = f", {self.evaluations_saved} saved" if self.evaluations_saved else ""
-        why = f" ({self.why})" if self.why else ""
-        replay = f", {self.replay} replay of {self.replay_seconds:.2g} s" if self.replay else ""
         if self.near is not None:
             key += f" by {self.near.predictor} from {self.near.level}"
-        return f"{self.source}{key}: {self.evaluations} evaluations{saved}{replay}{why}"
+        facts = (
+            "" if self.evaluations is None else f"{self.evaluations:,} evaluations",
+            f"{self.evaluations_saved:,} saved" if self.evaluations_saved else "",
+            f"{self.replay} replay of {self.replay_seconds:.2g} s" if self.replay else "",
+        )
+        told = ", ".join(filter(None, facts))
+        why = f" ({self.why})" if self.why else ""
+        return f"{self.source}{key}{': ' * bool(told)}{told}{why}"
 
     def _repr_html_(self) -> str:
         from warmstart.html import report_html  # noqa: PLC0415 (only notebooks need it)
