@@ -713,6 +713,12 @@ class TestOptions:
         with pytest.raises(ArgumentError, match=message), using(**options):
             pass
 
+    @pytest.mark.parametrize("given", ["fits", Warm(near=True)])
+    def test_options_of_a_block_have_names(self, given):
+        """What is given without one is refused with what to write."""
+        with pytest.raises(ArgumentError, match=r"write using\(store="), using(given):
+            pass
+
     def test_unknown_options_are_refused_by_name(self):
         """A misspelled option is named with the one that may have been meant."""
         with pytest.raises(ArgumentError, match="did you mean 'store'"), using(stor="x"):

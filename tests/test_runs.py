@@ -1072,9 +1072,11 @@ class TestMultistart:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ((wells, 8), "starts are drawn between bounds"),
-            ((wells, 8, [(0.0, np.inf)]), "starts are drawn between bounds"),
-            ((wells, 0, [(0.0, 1.0)]), "starts are drawn between bounds"),
+            ((wells, 8), "starts are drawn between bounds.*: write bounds="),
+            ((wells, 8, [(0.0, np.inf)]), r"between bounds.*, not \[\(0.0, inf\)\]"),
+            ((wells, 8, [(1.0, 0.0)]), r"a higher upper one .*, not \[\(1.0, 0.0\)\]"),
+            ((wells, 0, [(0.0, 1.0)]), "starts is a number from 1 up .*, not 0"),
+            ((wells, -8, [(0.0, 1.0)]), "starts is a number from 1 up .*, not -8"),
             ((wells, [1.0, 2.0]), r"a \(k, n\) array"),
             ((wells, "many"), r"a \(k, n\) array"),
             ((3, [[1.0]]), "fun is a function"),
@@ -1083,6 +1085,19 @@ class TestMultistart:
     def test_wrong_arguments(self, arguments, message):
         with pytest.raises(ArgumentError, match=message):
             multistart(*arguments)
+
+    @pytest.mark.parametrize(
+        ("option", "message"),
+        [
+            ({"rng": "a"}, "rng is a number from 0 up, a Generator or None, not 'a'"),
+            ({"rng": -1}, "rng is a number from 0 up"),
+            ({"n_jobs": "a"}, "n_jobs is a number of processes or -1 for all, not 'a'"),
+            ({"n_jobs": 0}, "n_jobs is a number of processes"),
+        ],
+    )
+    def test_wrong_options(self, option, message):
+        with pytest.raises(ArgumentError, match=message):
+            multistart(wells, 8, self.BOUNDS, **option)
 
 
 def slow_wells(x):

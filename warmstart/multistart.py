@@ -53,7 +53,7 @@ def multistart(
     bounds: Any = None,
     args: tuple[Any, ...] = (),
     *,
-    rng: int = 0,
+    rng: Any = 0,
     tolerance: float = 1e-4,
     n_jobs: int | None = None,
     progress: bool = False,
@@ -71,8 +71,9 @@ def multistart(
         As `scipy.optimize.minimize` takes them; finite if `starts` is a number.
     args : tuple
         More arguments of the objective.
-    rng : int
-        Which scrambling of the Sobol sequence.
+    rng : int, Generator or None
+        Which scrambling of the Sobol sequence; an int for the same one again, which is then
+        remembered.
     tolerance : float
         Solutions are one minimum if they are no further apart than this, relative to the range of
         the starts, and their objectives, relative to the larger one.
@@ -92,7 +93,8 @@ def multistart(
     Raises
     ------
     ArgumentError
-        For starts that are none, and for a number of them without finite bounds.
+        For starts that are none, for a number of them without finite bounds, and for a wrong
+        `rng`, `tolerance` or `n_jobs`.
 
     Notes
     -----
@@ -116,6 +118,8 @@ def multistart(
         raise ArgumentError(f"fun is a function of x, not {type(fun).__name__}")
     if not isinstance(tolerance, (int, float)) or not 0.0 < tolerance < 1.0:
         raise ArgumentError(f"tolerance is a number between 0 and 1, not {tolerance!r:.60}")
+    if n_jobs is not None and (type(n_jobs) is not int or n_jobs == 0):
+        raise ArgumentError(f"n_jobs is a number of processes or -1 for all, not {n_jobs!r:.60}")
     given = {"bounds": bounds, **options}
     store = store_of(options_of(None))
     run = store.attempt(lambda: _run(store, fun, points, args, given), None)
@@ -156,15 +160,25 @@ def multistart(
     return _gather(points, results, tolerance, run)
 
 
-def _starts(starts: ArrayLike | int, bounds: Any, rng: int) -> Vector:
+def _starts(starts: ArrayLike | int, bounds: Any, rng: Any) -> Vector:
     if isinstance(starts, (int, np.integer)) and not isinstance(starts, bool):
+        if starts < 1:
+            raise ArgumentError(f"starts is a number from 1 up or a (k, n) array, not {starts}")
         limits = _finite(bounds)
-        if starts < 1 or limits is None:
+        if limits is None:
+            given = "" if bounds is None else f", not {bounds!r:.60}"
             raise ArgumentError(
-                f"{starts} starts are drawn between bounds, one finite pair for each parameter: "
-                "write bounds=[(-1, 1), ...], or give the starts themselves, a (k, n) array"
+                f"{starts} starts are drawn between bounds, a finite lower and a higher upper one "
+                f"for each parameter{given}: write bounds=[(-1, 1), ...], or give the starts "
+                "themselves, a (k, n) array"
             )
-        draws = qmc.Sobol(len(limits[0]), rng=np.random.default_rng(rng))
+        try:
+            generator = np.random.default_rng(rng)
+        except (TypeError, ValueError) as reason:
+            raise ArgumentError(
+                f"rng is a number from 0 up, a Generator or None, not {rng!r:.60}: {reason}"
+            ) from None
+        draws = qmc.Sobol(len(limits[0]), rng=generator)
         unit = draws.random_base2(max(0, int(np.ceil(np.log2(starts)))))[:starts]
         return np.asarray(qmc.scale(unit, *limits))
     try:

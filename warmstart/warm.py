@@ -161,10 +161,12 @@ class Warm:
         if self.journal is not None and not isinstance(self.journal, bool):
             raise ArgumentError(f"journal is True, False or None, not {self.journal!r:.60}")
         if not _is_seconds(self.interval):
-            raise ArgumentError(f"interval is a number of seconds, not {self.interval!r:.60}")
+            raise ArgumentError(
+                f"interval is a number of seconds from 0 up, not {self.interval!r:.60}"
+            )
         if self.time_limit is not None and not _is_seconds(self.time_limit):
             raise ArgumentError(
-                f"time_limit is a number of seconds or None, not {self.time_limit!r:.60}"
+                f"time_limit is a number of seconds from 0 up, or None, not {self.time_limit!r:.60}"
             )
         positive("journal_budget", self.journal_budget)
         names = self.parameters
@@ -278,9 +280,9 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
         Seconds that those took.
     replay : {None, "exact", "tolerant", "partial"}
         How a journal was used: every recorded evaluation was asked for, bit for bit; was asked
-        for to one part in 10^9, since linear algebra rounded otherwise (another environment, or
-        arrays that lie elsewhere in memory); or not all were, since other options led another
-        way.
+        for nearly, since linear algebra rounded otherwise (another environment, or arrays that
+        lie elsewhere in memory): points to 1e-9, what was computed again to 1e-10; or not all
+        were, since other options led another way.
     replay_seconds : float
         What the replay took.
     probes : int
@@ -337,11 +339,13 @@ _default_stores: dict[str, Store] = {}
 
 
 @contextlib.contextmanager
-def using(**options: Any) -> Iterator[list[FitReport]]:
+def using(*misplaced: Any, **options: Any) -> Iterator[list[FitReport]]:
     """Set options of `Warm` for all wrapped calls inside a ``with`` block.
 
     Parameters
     ----------
+    *misplaced
+        Nothing: all options have names.
     **options
         Those of `Warm`. What a call's own ``warm=`` says goes before.
 
@@ -353,7 +357,7 @@ def using(**options: Any) -> Iterator[list[FitReport]]:
     Raises
     ------
     ArgumentError
-        For an unknown option, with the one that may have been meant.
+        For an option without a name, or an unknown one, with the one that may have been meant.
 
     Notes
     -----
@@ -369,6 +373,11 @@ def using(**options: Any) -> Iterator[list[FitReport]]:
     >>> [fit.source for fit in fits]
     ['cold', 'final']
     """
+    if misplaced:
+        raise ArgumentError(
+            f"using takes options by name, not a {type(misplaced[0]).__name__}: "
+            "write using(store=...)"
+        )
     merged = merge(_current.get(), options)
     reports: list[FitReport] = []
     outer = _reports.get()
