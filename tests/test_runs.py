@@ -989,6 +989,10 @@ class TestMultistart:
         assert run.status == "completed"
         assert len(run.children) == 32
         assert run.load_state().active == {}
+        head, columns, *rows = str(found).splitlines()
+        assert head == "4 minima from 32 starts"
+        assert columns.split() == ["fun", "starts", "x"]
+        assert [int(row.split()[1]) for row in rows] == [one.count for one in found.minima]
 
     def test_given_starts_and_methods(self, store):
         with using(store=store):

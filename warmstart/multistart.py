@@ -23,7 +23,7 @@ from warmstart.steps import Policy
 from warmstart.store import Store
 from warmstart.warm import options_of, store_of, using
 
-__all__ = ["Minimum", "multistart"]
+__all__ = ["Minima", "Minimum", "multistart"]
 
 Vector = NDArray[np.float64]
 
@@ -47,6 +47,27 @@ class Minimum:
     count: int
 
 
+class Minima(OptimizeResult):  # type: ignore[misc]
+    """The best fit's result, and all minima; printed, it is a row a minimum."""
+
+    def __repr__(self) -> str:
+        rows = [
+            f"{minimum.fun:>12.6g}  {minimum.count:>6}  {_short(minimum.x)}"
+            for minimum in self.minima[:_SHOWN]
+        ]
+        if len(self.minima) > _SHOWN:
+            rows.append(f"and {len(self.minima) - _SHOWN:,} more in .minima")
+        head = f"{len(self.minima):,} minima from {len(self.starts):,} starts"
+        return "\n".join([head, f"{'fun':>12}  {'starts':>6}  x", *rows])
+
+
+_SHOWN = 10
+
+
+def _short(x: Vector) -> str:
+    return np.array2string(x, precision=5, threshold=6, edgeitems=3, max_line_width=10_000)
+
+
 def multistart(
     fun: Callable[..., Any],
     starts: ArrayLike | int,
@@ -58,7 +79,7 @@ def multistart(
     n_jobs: int | None = None,
     progress: bool = False,
     **options: Any,
-) -> OptimizeResult:
+) -> Minima:
     """Minimize from many starts; killed at any instant, the same call does what is left.
 
     Parameters
@@ -86,9 +107,10 @@ def multistart(
 
     Returns
     -------
-    OptimizeResult
-        The best fit's, with ``minima`` (list of `Minimum`, the best first), ``starts`` (k, n),
-        ``results`` (one a start), and ``run``, the id of the run of which all fits are parts.
+    Minima
+        The best fit's OptimizeResult, with ``minima`` (list of `Minimum`, the best first),
+        ``starts`` (k, n), ``results`` (one a start), and ``run``, the id of the run of which all
+        fits are parts.
 
     Raises
     ------
@@ -279,9 +301,7 @@ class _Calls:
         return place, found
 
 
-def _gather(
-    points: Vector, results: dict[int, Any], tolerance: float, run: Run | None
-) -> OptimizeResult:
+def _gather(points: Vector, results: dict[int, Any], tolerance: float, run: Run | None) -> Minima:
     ordered = [results[place] for place in range(len(points))]
     x = np.array([result.x for result in ordered])
     fun = np.array([float(np.ravel(result.fun)[0]) for result in ordered])
@@ -298,6 +318,6 @@ def _gather(
                 break
         else:
             minima.append(Minimum(x[place], float(fun[place]), 1))
-    best = OptimizeResult(ordered[int(np.nanargmin(np.where(np.isfinite(fun), fun, np.inf)))])
+    best = Minima(ordered[int(np.nanargmin(np.where(np.isfinite(fun), fun, np.inf)))])
     best.update(minima=minima, starts=points, results=ordered, run=run.id if run else None)
     return best

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,7 @@ __all__ = ["Fits", "Replicates", "bootstrap", "fit_folds", "fit_path", "jackknif
 Fit = Callable[..., Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fits:
     """The results of a loop, in the order in which they were asked for.
 
@@ -57,10 +58,22 @@ class Fits:
     x: NDArray[np.float64]
     fun: NDArray[np.float64]
     nfev: NDArray[np.int64]
-    results: list[Any] = field(repr=False)
-    reports: list[FitReport] = field(repr=False)
+    results: list[Any]
+    reports: list[FitReport]
     scores: NDArray[np.float64] | None = None
     estimate: NDArray[np.float64] | None = None
+
+    def __repr__(self) -> str:
+        sources = Counter(report.source for report in self.reports)
+        counts = ", ".join(f"{count:,} {source}" for source, count in sources.items())
+        fits = f"{len(self.x):,} fits of {self.x.shape[1]:,} parameters"
+        lines = [f"{fits}: {counts}; {self.nfev.sum():,} evaluations"]
+        with np.printoptions(precision=5, threshold=6, edgeitems=3, linewidth=10_000):
+            for name in ("scores", "estimate", "standard_error", "bias"):
+                value = getattr(self, name, None)
+                if value is not None:
+                    lines.append(f"{name:>14}  {value}")
+        return "\n".join(lines)
 
     def to_frame(self) -> Any:
         """Return a pandas DataFrame, a row a fit."""
@@ -77,7 +90,7 @@ class Fits:
         return pd.DataFrame(columns, index=pd.Index(self.index, name="index"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Replicates(Fits):
     """Solutions of resampled data.
 
