@@ -859,6 +859,10 @@ class TestSearch:
         frame = found.to_frame()
         assert frame["params.i"].tolist() == [3, 2, 1, 0]
         assert frame["run"].tolist() == [run.id for run in runs[::-1]]
+        assert frame["metrics.loss"].tolist() == [7.0, 8.0, 9.0, 10.0]
+        started = [run.info.started for run in runs[::-1]]
+        assert [at.timestamp() for at in frame["started"]] == pytest.approx(started, abs=1e-6)
+        assert str(frame["started"].dt.tz) == "UTC"
         text = found.to_json()
         assert "error" not in json.loads(text)[0]
         other = Store(":memory:")
