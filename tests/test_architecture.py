@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import inspect
 import json
 import pkgutil
 import re
@@ -16,6 +17,8 @@ from pathlib import Path
 import pytest
 
 import warmstart
+from warmstart.record import EntryKind
+from warmstart.session import LoadSource
 
 # From the ground up. A module imports only from floors below its own.
 FLOORS = [
@@ -133,6 +136,36 @@ def test_public_names_are_documented():
     """Everything that `import warmstart` offers has a docstring."""
     for name in warmstart.__all__:
         assert getattr(warmstart, name).__doc__, name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("store.Store", "run.Run", "search.Runs", "lineage.Lineage", "session.Session"),
+        *("fingerprint.FitSpec", "fingerprint.Fingerprinter", "dataset.Dataset"),
+        *("recipes.Fits", "recipes.Replicates"),
+    ],
+)
+def test_public_methods_are_documented(name):
+    """Each says what it takes, by name, and what it returns."""
+    module, _, name = name.partition(".")
+    cls = getattr(importlib.import_module(f"warmstart.{module}"), name)
+    for name, method in inspect.getmembers(cls, inspect.isfunction):
+        if name.startswith("_") or not method.__module__.startswith("warmstart"):
+            continue
+        doc, signature = inspect.getdoc(method) or "", inspect.signature(method)
+        takes, _, _ = doc.partition("Parameters\n-")[2].partition("\n\n")
+        for parameter in list(signature.parameters)[1:]:
+            assert re.search(rf"\b{parameter}\b", takes), (name, parameter)
+        returns = signature.return_annotation not in {"None", "NoReturn"}
+        assert ("Returns\n-" in doc) == returns, name
+
+
+@pytest.mark.parametrize("kind", [warmstart.Level, EntryKind, LoadSource])
+def test_members_are_documented(kind):
+    """What ``help`` shows of an enumeration says what each member means."""
+    for member in kind:
+        assert re.search(rf"^{member.name}\n    \w", inspect.getdoc(kind), re.MULTILINE)
 
 
 def test_importing_is_light():

@@ -145,7 +145,13 @@ class Fingerprinter:
         return self
 
     def digest(self) -> Fingerprint:
-        """Return the fingerprint of all that was absorbed so far; more may follow."""
+        """Return the fingerprint of all that was absorbed so far; more may follow.
+
+        Returns
+        -------
+        Fingerprint
+            Of the names and values, in their order.
+        """
         return Fingerprint(blake3(b"".join(self._frames)).digest())
 
 
@@ -182,20 +188,30 @@ _ENVIRONMENT = f"numpy {np.__version__} scipy {scipy.__version__} python " + "."
 
 
 class Level(enum.Enum):
-    """How much two fits share, from everything to the model alone."""
+    """How much two fits share, from everything to the model alone.
+
+    Attributes
+    ----------
+    EXACT
+        All: a final is the answer, a checkpoint is resumed.
+    JOURNAL
+        Model, data, hyper, method, x0, bounds and rng: recorded evaluations hold.
+    PROBLEM
+        Model, data, hyper and bounds: the same function, so objectives compare.
+    SIBLING_DATA
+        Model and hyper: folds, replicates, windows.
+    SIBLING_HYPER
+        Model and data: paths, scans, profiles.
+    FAMILY
+        The model.
+    """
 
     EXACT = "exact"
-    """All: a final is the answer, a checkpoint is resumed."""
     JOURNAL = "journal"
-    """Model, data, hyper, method, x0, bounds and rng: recorded evaluations hold."""
     PROBLEM = "problem"
-    """Model, data, hyper and bounds: the same function, so objectives compare."""
     SIBLING_DATA = "sibling-data"
-    """Model and hyper: folds, replicates, windows."""
     SIBLING_HYPER = "sibling-hyper"
-    """Model and data: paths, scans, profiles."""
     FAMILY = "family"
-    """The model."""
 
 
 _PARTS = ("model", "data", "hyper", "settings")
@@ -376,24 +392,63 @@ class FitSpec:
         frames.append(frame)
 
     def data_values(self) -> Iterator[tuple[str, Any]]:
-        """Yield the arguments that are the data, and the arrays that the callables hold."""
+        """Yield the arguments that are the data, and the arrays that the callables hold.
+
+        Returns
+        -------
+        iterator of (str, object)
+            Names and values.
+        """
         yield from self._values["data"].items()
         for name, (values, _) in self._captured.items():
             for number, value in enumerate(values):
                 yield f"{name}[{number}]", value
 
     def hyper_values(self) -> dict[str, Any]:
-        """Return the hyperparameters."""
+        """Return the hyperparameters.
+
+        Returns
+        -------
+        dict of str to object
+            Names and values.
+        """
         return dict(self._values["hyper"])
 
     def part(self, name: str) -> Fingerprint:
-        """Return the digest of one part: model, data, hyper or settings."""
+        """Return the digest of one part: model, data, hyper or settings.
+
+        Parameters
+        ----------
+        name : {"model", "data", "hyper", "settings"}
+            Which one.
+
+        Returns
+        -------
+        Fingerprint
+            Equal for all fits that agree in it.
+
+        Raises
+        ------
+        ArgumentError
+            For any other name.
+        """
         if name not in _PARTS:
             raise ArgumentError(f"a fit has the parts {', '.join(_PARTS)}, not {name!r}")
         return Fingerprint(blake3(self._streams[name]).digest())
 
     def level_key(self, level: Level) -> Fingerprint:
-        """Return the key that all fits share which agree up to `level`."""
+        """Return the key that all fits share which agree up to `level`.
+
+        Parameters
+        ----------
+        level : Level
+            How much is shared.
+
+        Returns
+        -------
+        Fingerprint
+            The same as ``key`` for ``Level.EXACT``.
+        """
         streams = [text_frame(level.value), *(self._streams[part] for part in _LEVEL_PARTS[level])]
         if level in _LEVEL_SETTINGS:
             settings = self._frames["settings"]
@@ -402,19 +457,42 @@ class FitSpec:
         return Fingerprint(blake3(b"".join(streams)).digest())
 
     def model_without_parameters(self) -> Fingerprint:
-        """Return the digest of the model, however many parameters it has."""
+        """Return the digest of the model, however many parameters it has.
+
+        Returns
+        -------
+        Fingerprint
+            Equal for models that differ in that alone.
+        """
         frames = {name: f for name, f in self._frames["model"].items() if name != "parameters"}
         return Fingerprint(blake3(_stream("model", frames)).digest())
 
     def key_without(self, setting: str) -> Fingerprint:
-        """Return the key of the same fit without one of its settings."""
+        """Return the key of the same fit without one of its settings.
+
+        Parameters
+        ----------
+        setting : str
+            Its name.
+
+        Returns
+        -------
+        Fingerprint
+            The own key of a fit that has no such setting.
+        """
         frames = {name: f for name, f in self._frames["settings"].items() if name != setting}
         streams = [self._streams[part] for part in _PARTS if part != "settings"]
         exact = [text_frame(Level.EXACT.value), *streams, _stream("settings", frames)]
         return Fingerprint(blake3(b"".join(exact)).digest())
 
     def summary(self) -> SpecSummary:
-        """Return the digests and short descriptions of all named arguments."""
+        """Return the digests and short descriptions of all named arguments.
+
+        Returns
+        -------
+        SpecSummary
+            Some hundred bytes.
+        """
         arguments: dict[str, dict[str, tuple[bytes, str]]] = {}
         for part, frames in self._frames.items():
             known = arguments.setdefault("data" if part == "held" else part, {})
@@ -443,7 +521,18 @@ class FitSpec:
         return _describe(values[0]) if len(values) == 1 else f"{len(values)} arrays"
 
     def explain(self, other: FitSpec) -> list[Difference]:
-        """Return which parts and which named arguments differ; empty for equal fits."""
+        """Return which parts and which named arguments differ; empty for equal fits.
+
+        Parameters
+        ----------
+        other : FitSpec
+            What to compare with.
+
+        Returns
+        -------
+        list of Difference
+            In the order of the parts.
+        """
         if not isinstance(other, FitSpec):
             raise ArgumentError(f"explain compares with a FitSpec, not {type(other).__name__}")
         return self.summary().explain(other.summary())

@@ -76,7 +76,18 @@ class Fits:
         return "\n".join(lines)
 
     def to_frame(self) -> Any:
-        """Return a pandas DataFrame, a row a fit."""
+        """Return a pandas DataFrame, a row a fit.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``x0``, ``x1``, ...; ``fun``, ``nfev``, ``source``, and ``score`` if there is one.
+
+        Raises
+        ------
+        ArgumentError
+            Without pandas.
+        """
         try:
             import pandas as pd  # noqa: PLC0415 (optional)
         except ImportError:
@@ -107,6 +118,16 @@ class Replicates(Fits):
         """Return lower and upper limits, (2, n), by percentiles of the replicates.
 
         Efron and Tibshirani 1993, chapter 13. For bootstrap replicates.
+
+        Parameters
+        ----------
+        level : float
+            Between 0 and 1.
+
+        Returns
+        -------
+        (2, n) array
+            Lower and upper limits.
         """
         if not isinstance(level, (int, float)) or not 0.0 < level < 1.0:
             raise ArgumentError(f"level is a number between 0 and 1, not {level!r:.60}")

@@ -195,11 +195,23 @@ class Runs(list[Run]):
     """Runs that were found: a list, a table, JSON."""
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return `Run.to_dict` of each; one that was swept meanwhile is left out."""
+        """Return `Run.to_dict` of each; one that was swept meanwhile is left out.
+
+        Returns
+        -------
+        list of dict
+            A dict a run.
+        """
         return told(self, Run.to_dict)
 
     def to_json(self) -> str:
-        """Return all as a JSON list."""
+        """Return all as a JSON list.
+
+        Returns
+        -------
+        str
+            Which `warmstart.search.import_runs` reads.
+        """
         return json.dumps(self.to_dicts())
 
     def to_frame(self) -> Any:
