@@ -662,6 +662,8 @@ class TestLooks:
         assert axes.get_ylabel() == "loss"
         with pytest.raises(ArgumentError, match="has no series 'x': it has loss"):
             one.plot("x")
+        with pytest.raises(ArgumentError, match="has no series to plot: a fit of 10 ms"):
+            store.run(name="two").plot()
         with using(store=store):
             for _ in range(3):
                 result = optimize.minimize(optimize.rosen, [1.0, 2.0], method="Powell")

@@ -413,7 +413,7 @@ class TestMemory:
         assert "lock" in result.warm.why
         run = store.get_run(result.warm.run).info
         assert (run.key, run.status, run.what) == ("", "completed", "minimize fun")
-        assert run.evaluations == result.nfev
+        assert run.evaluations == result.nfev == result.warm.evaluations
         named = Warm(store=store, model="with-lock")
         assert [optimize.minimize(fun, [1.0, 2.0], warm=named).warm.source for _ in "ab"] == [
             "cold",
@@ -713,6 +713,12 @@ class TestOptions:
         with pytest.raises(ArgumentError, match=message), using(**options):
             pass
 
+    @pytest.mark.parametrize("given", ["fits", Warm(near=True)])
+    def test_options_of_a_block_have_names(self, given):
+        """What is given without one is refused with what to write."""
+        with pytest.raises(ArgumentError, match=r"write using\(store="), using(given):
+            pass
+
     def test_unknown_options_are_refused_by_name(self):
         """A misspelled option is named with the one that may have been meant."""
         with pytest.raises(ArgumentError, match="did you mean 'store'"), using(stor="x"):
@@ -878,7 +884,8 @@ class TestArrays:
             results = [getattr(optimize, name)(*args, **options) for _ in range(2)]
             getattr(optimize, name)(*[2.0 * item for item in args], **options)
         assert [fit.source for fit in fits] == ["cold", "final", "cold"]
-        assert fits[0].evaluations == fits[1].evaluations == 0
+        assert [fit.evaluations for fit in fits] == [None, 0, None]
+        assert str(fits[0]) == f"cold {fits[0].key[:12]}"
         for result in results:
             same(plain, result)
 

@@ -797,7 +797,7 @@ class TestOptions:
             ({"track": "rng"}, "not of str"),
             ({"dedup": 2}, "dedup is True or False"),
             ({"callbacks": "no"}, 'callbacks is "run" or "skip", not \'no\''),
-            ({"time_limit": -1}, "time_limit is a number of seconds or None"),
+            ({"time_limit": -1}, "time_limit is a number of seconds from 0 up"),
             ({"time_limit": "1 h"}, "time_limit is a number"),
             ({"time_limit": float("nan")}, "time_limit is a number"),
             ({"on_interrupt": "stop"}, 'on_interrupt is "raise" or "return"'),

@@ -7,6 +7,7 @@ import pickle
 import threading
 import warnings
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -574,6 +575,8 @@ class TestPlace:
             ("a\0b", "folder"),
             ("mysql://host", "not a kind of store that is known"),
             ("s3://bucket", "not a kind of store that is known"),
+            ("redis:/host", "'redis:/host' lacks slashes .*'redis://...'"),
+            (Path("dir:///shared/fits"), "lacks slashes"),
         ],
     )
     def test_a_wrong_place_is_refused_at_once(self, wrong, message):

@@ -271,7 +271,7 @@ def _summarize(
     saved = Counter[str]()
     for fit in fits:
         word = _WORDS.get(fit.source, fit.source)
-        evaluations[word] += fit.evaluations
+        evaluations[word] += fit.evaluations or 0
         saved[word] += fit.evaluations_saved
     saved_seconds = sum(fit.seconds_saved for fit in fits)
     cut = [] if ended is None else _cut_short()

@@ -65,7 +65,7 @@ def models(store: Store) -> list[Model]:
             {
                 f"{part}.{name}": digest
                 for part, values in summary.arguments.items()
-                if part != "model"
+                if part not in {"model", "inside"}
                 for name, (digest, _) in values.items()
             }
             for _, summary in members

@@ -102,12 +102,18 @@ def beat(store: Store, run: str) -> None:
 
 
 class LoadSource(enum.Enum):
-    """Where a loaded entry came from."""
+    """Where a loaded entry came from.
+
+    Attributes
+    ----------
+    EXACT
+        The store has it under the session's own key; a final is the answer.
+    PRELOADED
+        The caller offered it: a start, whatever its kind.
+    """
 
     EXACT = "exact"
-    """The store has it under the session's own key; a final is the answer."""
     PRELOADED = "preloaded"
-    """The caller offered it: a start, whatever its kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +271,13 @@ class Session:
             self._preloaded = LoadedEntry(entry, LoadSource.PRELOADED, level, distance)
 
     def peek(self) -> LoadedEntry | None:
-        """Return what `try_load` would, and leave it there."""
+        """Return what `try_load` would, and leave it there.
+
+        Returns
+        -------
+        LoadedEntry or None
+            What `try_load` would return.
+        """
         with self._lock:
             if self._preloaded is not None:
                 return self._preloaded
@@ -291,7 +303,13 @@ class Session:
         return loaded
 
     def start_from(self, loaded: LoadedEntry) -> None:
-        """Note that this run begins where `loaded` was; `try_load` does it by itself."""
+        """Note that this run begins where `loaded` was; `try_load` does it by itself.
+
+        Parameters
+        ----------
+        loaded : LoadedEntry
+            What it begins with.
+        """
         near = loaded.source is LoadSource.PRELOADED
         self.start = Start(
             source="near" if near else "checkpoint",
@@ -451,7 +469,13 @@ class Session:
         self.store.attempt(lambda: self.store.set_run_info(info), None, writes=True, local=True)
 
     def add_rows(self, rows: Mapping[bytes, bytes]) -> None:
-        """Write rows that tell more of the run, if it has written anything."""
+        """Write rows that tell more of the run, if it has written anything.
+
+        Parameters
+        ----------
+        rows : mapping of bytes to bytes
+            Keys and values.
+        """
         if rows and self._written:
             batch = Batch(dict(rows))
             self.store.attempt(lambda: self.store.backend.apply(batch), None, writes=True)

@@ -162,10 +162,12 @@ class Warm:
         if self.journal is not None and not isinstance(self.journal, bool):
             raise ArgumentError(f"journal is True, False or None, not {self.journal!r:.60}")
         if not _is_seconds(self.interval):
-            raise ArgumentError(f"interval is a number of seconds, not {self.interval!r:.60}")
+            raise ArgumentError(
+                f"interval is a number of seconds from 0 up, not {self.interval!r:.60}"
+            )
         if self.time_limit is not None and not _is_seconds(self.time_limit):
             raise ArgumentError(
-                f"time_limit is a number of seconds or None, not {self.time_limit!r:.60}"
+                f"time_limit is a number of seconds from 0 up, or None, not {self.time_limit!r:.60}"
             )
         positive("journal_budget", self.journal_budget)
         names = self.parameters
@@ -269,8 +271,9 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
         The run that made the result.
     start_run : str or None
         The run whose journal or checkpoint this one went on from.
-    evaluations : int
-        Calls of the user's functions in this call.
+    evaluations : int or None
+        Calls of the user's functions in this call, or what scipy says of them if it ran alone;
+        None where nobody counted.
     evaluations_saved : int
         Calls that an earlier run made and this one did not have to; after a near start, those
         that cold fits of the family took more on the average.
@@ -278,9 +281,9 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
         Seconds that those took.
     replay : {None, "exact", "tolerant", "partial"}
         How a journal was used: every recorded evaluation was asked for, bit for bit; was asked
-        for to one part in 10^9, since linear algebra rounded otherwise (another environment, or
-        arrays that lie elsewhere in memory); or not all were, since other options led another
-        way.
+        for nearly, since linear algebra rounded otherwise (another environment, or arrays that
+        lie elsewhere in memory): points to 1e-9, what was computed again to 1e-10; or not all
+        were, since other options led another way.
     replay_seconds : float
         What the replay took.
     probes : int
@@ -297,7 +300,7 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
     run: str | None = None
     start_run: str | None = None
-    evaluations: int = 0
+    evaluations: int | None = None
     evaluations_saved: int = 0
     seconds_saved: float = 0.0
     replay: str | None = None
@@ -309,12 +312,16 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         key = f" {self.key[:12]}" if self.key else ""
-        saved = f", {self.evaluations_saved} saved" if self.evaluations_saved else ""
-        why = f" ({self.why})" if self.why else ""
-        replay = f", {self.replay} replay of {self.replay_seconds:.2g} s" if self.replay else ""
         if self.near is not None:
             key += f" by {self.near.predictor} from {self.near.level}"
-        return f"{self.source}{key}: {self.evaluations} evaluations{saved}{replay}{why}"
+        facts = (
+            "" if self.evaluations is None else f"{self.evaluations:,} evaluations",
+            f"{self.evaluations_saved:,} saved" if self.evaluations_saved else "",
+            f"{self.replay} replay of {self.replay_seconds:.2g} s" if self.replay else "",
+        )
+        told = ", ".join(filter(None, facts))
+        why = f" ({self.why})" if self.why else ""
+        return f"{self.source}{key}{': ' * bool(told)}{told}{why}"
 
     def _repr_html_(self) -> str:
         from warmstart.html import report_html  # noqa: PLC0415 (only notebooks need it)
@@ -335,11 +342,13 @@ _default_stores: dict[str, Store] = {}
 
 
 @contextlib.contextmanager
-def using(**options: Any) -> Iterator[list[FitReport]]:
+def using(*misplaced: Any, **options: Any) -> Iterator[list[FitReport]]:
     """Set options of `Warm` for all wrapped calls inside a ``with`` block.
 
     Parameters
     ----------
+    *misplaced
+        Nothing: all options have names.
     **options
         Those of `Warm`. What a call's own ``warm=`` says goes before.
 
@@ -351,7 +360,7 @@ def using(**options: Any) -> Iterator[list[FitReport]]:
     Raises
     ------
     ArgumentError
-        For an unknown option, with the one that may have been meant.
+        For an option without a name, or an unknown one, with the one that may have been meant.
 
     Notes
     -----
@@ -367,6 +376,11 @@ def using(**options: Any) -> Iterator[list[FitReport]]:
     >>> [fit.source for fit in fits]
     ['cold', 'final']
     """
+    if misplaced:
+        raise ArgumentError(
+            f"using takes options by name, not a {type(misplaced[0]).__name__}: "
+            "write using(store=...)"
+        )
     merged = merge(_current.get(_everybodys), options)
     reports: list[FitReport] = []
     outer = _reports.get()

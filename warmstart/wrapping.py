@@ -332,7 +332,9 @@ def _unkeyed(call: _Call, why: str) -> Any:
     finally:
         current.reset(token)
     note("completed", result)
-    return _with_report(result, FitReport(source="off", run=run, why=why))
+    return _with_report(
+        result, FitReport(source="off", run=run, evaluations=_count(result), why=why)
+    )
 
 
 _OFF: Any = types.SimpleNamespace(replay=None, fresh=False)
@@ -351,6 +353,7 @@ def _answer(store: Store, entry: Entry, call: _Call | None = None) -> Any:
         key=str(entry.key),
         run=entry.run,
         start_run=entry.start.run,
+        evaluations=0,
         evaluations_saved=payload["evaluations"],
         seconds_saved=payload["seconds"],
         dropped=entry.dropped,
@@ -703,7 +706,7 @@ class _Run:
             key=str(session.key),
             run=session.run_id,
             start_run=session.start.run,
-            evaluations=recorder.calls,
+            evaluations=None if self._call.surface.function is None else recorder.calls,
             evaluations_saved=beginning.evaluations + recorder.saved + (near.saved if near else 0),
             seconds_saved=beginning.seconds,
             replay=replay if recorder.answered else None,

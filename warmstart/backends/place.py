@@ -211,7 +211,10 @@ class Place:
         try:
             text = read_file(self.path / "FORMAT").decode("ascii").strip()
         except FileNotFoundError as error:
-            raise StoreError(f"there is no store at {self.path}") from error
+            raise StoreError(
+                f"there is no store at {self.path}: check the path; the first fit that is kept "
+                "there makes one"
+            ) from error
         except UnicodeDecodeError as error:
             raise StoreError(f"{self.path} is not a store: its FORMAT is not text") from error
         version = text.removeprefix(_FORMAT)
