@@ -161,7 +161,7 @@ def test_public_methods_are_documented(name):
         assert ("Returns\n-" in doc) == returns, name
 
 
-@pytest.mark.parametrize("kind", [warmstart.Level, EntryKind, LoadSource])
+@pytest.mark.parametrize("kind", [warmstart.Level, Durability, EntryKind, LoadSource])
 def test_members_are_documented(kind):
     """What ``help`` shows of an enumeration says what each member means."""
     for member in kind:
