@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import warmstart
+from warmstart.backends import Durability
 from warmstart.record import EntryKind
 from warmstart.session import LoadSource
 

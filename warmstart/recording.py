@@ -67,8 +67,6 @@ In processor time: other processes that take the processor away are not its faul
 disk makes it wait, ten times as much."""
 _PIECE = 256 << 10
 """Bytes that are written at once, whatever they cost."""
-_PATIENCE = 5.0
-"""Seconds for which the end of a fit waits for a thread that writes its record."""
 _PENDING = 8 << 20
 """Bytes that wait in memory for being written."""
 _BEST = 0.05
@@ -812,6 +810,9 @@ class Recorder:
         if short and (completed or not keep):
             self.recording = False
         work = functools.partial(self._finish, completed=completed)
+        # Ctrl-C may have come as `settle` had just taken the lock, which then is this thread's.
+        with contextlib.suppress(RuntimeError):
+            self._lock.release()
         try:
             # A journal that were left half closed would stay locked by this process.
             undisturbed(work) if self.recording or self._source is not None else work()
@@ -819,9 +820,7 @@ class Recorder:
             self._blas.release()
 
     def _finish(self, *, completed: bool) -> None:
-        # Ctrl-C may have come just as `settle` had taken the lock: nobody gives it back then.
-        held = self._lock.acquire(timeout=_PATIENCE)
-        try:
+        with self._lock:
             if self.replay is not None:
                 self._reach_frontier()
             self._absorb()
@@ -847,9 +846,6 @@ class Recorder:
                 journal.close()
             if self._source is not None and self._source is not journal:
                 self._source.close()
-        finally:
-            if held:
-                self._lock.release()
         if journal is not None and self._shelf is not None:
             shelf = self._shelf
             if completed:
