@@ -771,6 +771,16 @@ class Recorder:
 
     # The end
 
+    def note_failure(self) -> None:
+        """Note that the fit has ended in an exception of its own: it was not killed.
+
+        Its next life will replay all and record nothing again.
+        """
+        if self.journal is not None:
+            with self._lock:
+                self._absorb()
+                self._waiting.append(files.end_frame({}))
+
     def traced(self) -> dict[bytes, bytes]:
         """Return the rows that tell how the fit converged; none for one of some milliseconds."""
         if time.perf_counter() - self.started < _TRACED:

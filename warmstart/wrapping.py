@@ -571,6 +571,8 @@ class _Run:
                     partial = "interrupted"
         except BaseException as error:
             self._rewind()
+            if isinstance(error, Exception):
+                recorder.note_failure()
             recorder.finish(completed=False, keep=not isinstance(error, Exception))
             session.add_rows(recorder.traced())
             raise
