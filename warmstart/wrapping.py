@@ -659,7 +659,9 @@ class _Run:
                     left, index = self._near.leave(session.key, result)
                     payload |= left
                     rows |= index
-                kept = session.finalize(payload, objective=objective, nfev=nfev, rows=rows)
+                kept = session.finalize(
+                    payload, objective=objective, nfev=nfev, rows=rows, whole="result"
+                )
                 if self._near is not None:
                     self._near.enter(recorder.total, seconds, session.facts["what"])
                 if self._beginning.source == "cold" and recorder.total:
