@@ -187,7 +187,7 @@ def _fit(call: _Call, signed: tuple[Any, ...] | None) -> Any:
                 entry = store.attempt(lambda: store.best(cold, producer=producer), None)
                 if entry is not None and entry.kind is not EntryKind.FINAL:
                     entry = None
-        if entry is not None and is_silent and _is_answer(entry):
+        if entry is not None and is_silent and _answers(call, entry):
             return _answer(store, entry, call)
         if spec is None:
             spec, producer = _identify(call)
@@ -230,7 +230,7 @@ def _run_alone(call: _Call, session: Session, spec: FitSpec, entry: Entry | None
         if found is not None and options.progress:
             payload = found.payload if isinstance(found.payload, dict) else {}
             shown.follow(payload.get("evaluations", 0), found.objective)
-        return found is not None and is_silent and _is_answer(found)
+        return found is not None and is_silent and _answers(call, found)
 
     is_silent = _is_silent(call)
     wait = options.busy == "wait"
@@ -241,7 +241,7 @@ def _run_alone(call: _Call, session: Session, spec: FitSpec, entry: Entry | None
         finally:
             shown.close()
         found = best()
-        if found is not None and is_silent and _is_answer(found):
+        if found is not None and is_silent and _answers(call, found):
             return _answer(store, found, call)
         if not alone and options.busy == "raise":
             raise BusyError(
@@ -249,6 +249,34 @@ def _run_alone(call: _Call, session: Session, spec: FitSpec, entry: Entry | None
                 'its result, busy="run" does it as well'
             )
         return _Run(call, session, spec, found or entry).go()
+
+
+def _drawn_from(call: _Call) -> list[Any]:
+    """Return the generators that the user's functions draw from: among the arguments, tracked."""
+    found: dict[int, Any] = {}
+
+    def look(value: Any, depth: int) -> None:
+        if isinstance(value, _GENERATORS):
+            found[id(value)] = value
+        elif depth and isinstance(value, _CONTAINERS):
+            items = list(value.values() if isinstance(value, dict) else value)
+            # A list of a million numbers is passed over in 20 ms, a tenth of its key's time.
+            if any(issubclass(kind, _GENERATORS + _CONTAINERS) for kind in set(map(type, items))):
+                for item in items:
+                    look(item, depth - 1)
+
+    for name, value in call.bound.items():
+        if name not in _RNG:
+            look(value, _DEPTH)
+    look(call.options.track, 1)
+    return list(found.values())
+
+
+_GENERATORS = (np.random.Generator, np.random.RandomState, np.random.BitGenerator)
+_CONTAINERS = (tuple, list, dict)
+_RNG = frozenset({"rng", "seed"})
+"""Arguments for the optimizer's own."""
+_DEPTH = 4
 
 
 def _is_silent(call: _Call) -> bool:
@@ -259,6 +287,13 @@ def _is_silent(call: _Call) -> bool:
 def _is_answer(entry: Entry) -> bool:
     """Whether an entry may be returned instead of running a fit without a callback."""
     return entry.kind is EntryKind.FINAL and _is_ours(entry)
+
+
+def _answers(call: _Call, entry: Entry) -> bool:
+    """Whether an entry may be returned, and says how it left the generators of a call."""
+    if not _is_answer(entry) or not call.options.track:
+        return _is_answer(entry)
+    return len(entry.payload.get("tracked", ())) >= len(_drawn_from(call))
 
 
 def _is_ours(entry: Entry) -> bool:
@@ -293,7 +328,7 @@ def _signature(
 ) -> tuple[Any, ...] | None:
     """Return what a call was given, where that alone makes its key."""
     named = options.model is not None or options.data is not None
-    if named or options.near or options.required or surface.random:
+    if named or options.near or options.required or surface.random or options.track:
         return None
     if options.hyper is not None or options.callbacks != "run":
         kwargs = {**kwargs, "Warm": (options.hyper, options.callbacks)}
@@ -344,6 +379,8 @@ def _answer(store: Store, entry: Entry, call: _Call | None = None) -> Any:
     payload = entry.payload
     if call is not None and call.surface.random:
         Dice(call.bound).rewind(payload["rng"])
+    if call is not None and "tracked" in payload:
+        restore(_drawn_from(call), payload["tracked"])
     rewarn(payload["warnings"])
     store.note_hit(payload["evaluations"], payload["seconds"])
     report = FitReport(
@@ -369,7 +406,8 @@ class _Run:
         self._store = session.store
         self._fit = spec.level_key(Level.JOURNAL)
         self._dice = Dice(call.bound) if call.surface.random else None
-        self._track0 = states(call.options.track)
+        self._tracked = _drawn_from(call)
+        self._track0 = states(self._tracked)
         self._dice0 = self._dice.state() if self._dice is not None else None
         self._beginning = _COLD
         self._busy = False
@@ -433,9 +471,9 @@ class _Run:
         if self._dice is not None and header.random is not None:
             self._dice0 = loads(header.random)
             self._dice.begin(self._dice0)
-        if self._call.options.track and header.track is not None:
+        if self._tracked and header.track is not None:
             self._track0 = loads(header.track)
-            restore(self._call.options.track, self._track0)
+            restore(self._tracked, self._track0)
         if header.plan is not None and self._near is not None:
             self._near.plan = plan_of(header.plan)
         payload = self._entry.payload if self._entry is not None else None
@@ -452,6 +490,8 @@ class _Run:
             return _COLD
         if entry.kind is EntryKind.FINAL and _is_ours(entry):
             why = 'remembered, but run again for its callback; callbacks="skip" returns it'
+            if _is_silent(call):
+                why = "remembered, but not how it leaves the generators that are tracked"
             return _COLD._replace(why=why)
         if not call.options.resume:
             return _COLD._replace(why="a checkpoint is there, but resume=False")
@@ -545,6 +585,7 @@ class _Run:
             shelf=shelf,
             fit=self._fit,
             target=surface.target(call.bound),
+            tracked=self._tracked,
         )
         recorder.carrier = self._carrier
         token, result, heard = current.set(recorder), None, None
@@ -627,7 +668,7 @@ class _Run:
         """Leave generators as they were found, so that the same call goes on with this fit."""
         if self._dice is not None:
             self._dice.rewind(self._dice0)
-        restore(self._call.options.track, self._track0)
+        restore(self._tracked, self._track0)
 
     def _completed(self, recorder: Recorder, result: Any, heard: Any) -> Any:
         call, session = self._call, self._session
@@ -640,6 +681,8 @@ class _Run:
             "warnings": heard,
             "rng": self._dice.state() if self._dice is not None else None,
         }
+        if self._tracked:
+            payload["tracked"] = states(self._tracked)
         why = recorder.why
         kept = True
         if call.surface.quick and seconds < _QUICK and not call.options.journal:
