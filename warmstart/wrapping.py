@@ -38,7 +38,7 @@ from warmstart.randomness import Dice, restore, states
 from warmstart.recent import Recent, signature
 from warmstart.record import Entry, EntryKind, Start
 from warmstart.recording import Changed, Recorder, Stopped, current
-from warmstart.rewarn import overhear, rewarn
+from warmstart.rewarn import hides, overhear, rewarn
 from warmstart.session import LoadedEntry, LoadSource, Session, new_run_id, run_info
 from warmstart.starts import plan_of
 from warmstart.store import Store
@@ -390,9 +390,13 @@ def _answer(store: Store, entry: Entry, call: _Call | None = None) -> Any:
         start_run=entry.start.run,
         evaluations_saved=payload["evaluations"],
         seconds_saved=payload["seconds"],
+        why=_HIDDEN if "hidden" in payload else None,
         dropped=entry.dropped,
     )
     return _with_report(_unpack(payload["result"]), report)
+
+
+_HIDDEN = "warnings were ignored when it was done: what it warned of is not known"
 
 
 class _Run:
@@ -411,6 +415,7 @@ class _Run:
         self._dice0 = self._dice.state() if self._dice is not None else None
         self._beginning = _COLD
         self._busy = False
+        self._hidden = hides()
         shared = self._store.is_shared and call.options.journal is not False
         self._carrier = Carrier(self._store.backend, self._fit) if shared else None
         self._near: Approach | None = None
@@ -683,6 +688,8 @@ class _Run:
         }
         if self._tracked:
             payload["tracked"] = states(self._tracked)
+        if self._hidden:
+            payload["hidden"] = True
         why = recorder.why
         kept = True
         if call.surface.quick and seconds < _QUICK and not call.options.journal:
