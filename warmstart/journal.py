@@ -86,7 +86,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     method : str
         The method of the call, as it was given.
     x0 : bytes or None
-        The start that was used (a payload), where the function takes one.
+        The start that was used (a payload), where the function takes one, and it has bytes.
     chosen : bool
         Whether that start is the library's choice, and not the caller's.
     random : bytes or None

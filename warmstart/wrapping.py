@@ -567,11 +567,14 @@ class _Run:
         chosen = start in self._beginning.changes
         x0 = self._beginning.changes[start] if chosen else bound.get(start)
         plan = self._near.plan if self._near is not None else None
+        kept = None
+        with contextlib.suppress(CodecError):  # what the caller gives is given again
+            kept = None if x0 is None else dumps(np.asarray(x0))
         return Header(
             surface=self._call.surface.name,
             parts={name: self._spec.part(name).digest[:8] for name in _PARTS},
             method=str(bound.get("method", "")),
-            x0=None if x0 is None else dumps(np.asarray(x0)),
+            x0=kept,
             chosen=chosen,
             random=None if self._dice0 is None else dumps(self._dice0),
             track=dumps(self._track0) if self._track0 else None,
