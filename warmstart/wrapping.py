@@ -42,7 +42,7 @@ from warmstart.rewarn import hides, overhear, rewarn
 from warmstart.session import LoadedEntry, LoadSource, Session, new_run_id, run_info
 from warmstart.starts import plan_of
 from warmstart.store import Store
-from warmstart.surfaces import Surface
+from warmstart.surfaces import BAGS, Surface
 from warmstart.warm import FitReport, Warm, options_of, store_of, tell
 
 __all__ = ["remembered"]
@@ -281,7 +281,14 @@ _DEPTH = 4
 
 def _is_silent(call: _Call) -> bool:
     """Whether a call has nothing that a hit would not call."""
-    return "callback" not in call.bound or call.options.callbacks == "skip"
+    return call.options.callbacks == "skip" or not _has_callback(call.bound)
+
+
+def _has_callback(arguments: Mapping[str, Any]) -> bool:
+    bags = (arguments.get(name) for name in BAGS)
+    return arguments.get("callback") is not None or any(
+        _has_callback(bag) for bag in bags if isinstance(bag, dict)
+    )
 
 
 def _is_answer(entry: Entry) -> bool:
