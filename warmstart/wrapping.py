@@ -828,8 +828,9 @@ def _objective(result: Any, recorder: Recorder) -> float | None:
 def _objective_of(result: Any) -> float | None:
     if isinstance(result, OptimizeResult):
         value = result.get("cost", result.get("fun"))
-        if value is not None and np.size(value) == 1:
-            return float(np.real(np.ravel(value)[0]))
+        with contextlib.suppress(Exception):  # a method of the user's may leave anything there
+            if value is not None and np.size(value) == 1:
+                return float(np.real(np.ravel(value)[0]))
     return None
 
 
