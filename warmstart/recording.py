@@ -230,7 +230,7 @@ class Recorder:
         """Return a callback whose stops are recorded, and that may sleep during a replay."""
         skips = self._options.callbacks == "skip"
 
-        @functools.wraps(callback, updated=())
+        @functools.wraps(callback, assigned=(), updated=())  # scipy asks for its signature
         def called(*args: Any, **kwargs: Any) -> Any:
             call = self._callbacks[label] = self._callbacks.get(label, 0) + 1
             source = self._source if skips else None

@@ -603,13 +603,13 @@ class _Run:
             tracked=self._tracked,
         )
         recorder.carrier = self._carrier
-        token, result, heard = current.set(recorder), None, None
-        partial: str | None = None
+        result = heard = partial = None
         anew: _Anew | None = None
         session.facts["what"] = _what(call)
         if call.options.progress:
             backend, groups = store.backend, self._groups()
             recorder.expect(store.attempt(lambda: learned.predict(backend, groups), None))
+        token = current.set(recorder)
         try:
             with session, overhear() as heard:
                 try:
@@ -792,11 +792,13 @@ _PARTS = ("model", "data", "hyper", "settings")
 def _what(call: _Call) -> str:
     """Return what is called, and by which method, for people."""
     bound, surface = call.bound, call.surface
-    function = bound.get(surface.function or "")
-    name = getattr(function, "__name__", type(function).__name__) if function else ""
-    method = bound.get("method", "")
-    words = (surface.name, method if isinstance(method, str) else "", name.strip("<>"))
-    return " ".join(filter(None, words))
+    function, method = bound.get(surface.function or ""), bound.get("method")
+    words = [surface.name, method if isinstance(method, str) else ""]
+    if function is not None:
+        name = getattr(function, "__name__", None)  # which may be anything
+        words.append(name if isinstance(name, str) else type(function).__name__)
+    text = " ".join(word.strip("<>") for word in words if word)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _x_of(payload: dict[str, Any]) -> Any:
