@@ -27,6 +27,7 @@ from warmstart import (
     WarmstartWarning,
     optimize,
     patch,
+    replaying,
     using,
 )
 from warmstart.surfaces import SURFACES
@@ -51,6 +52,32 @@ class Counter:
 
 
 COUNTER = Counter()
+
+
+def noisy(x, rng):
+    return optimize.rosen(x) + 1e-3 * rng.normal()
+
+
+class Noise:
+    """Draws from a generator that no key sees."""
+
+    def __init__(self, rng):
+        self.rng = rng
+
+    def __reduce__(self):
+        return Noise, (None,)
+
+    def __call__(self, x):
+        return noisy(x, self.rng)
+
+
+class Scaled:
+    """Has an attribute that a method may ask for."""
+
+    scale = 3.0
+
+    def __call__(self, x):
+        return self.scale * optimize.rosen(x)
 
 
 def curve(x, a, b, c):
@@ -256,6 +283,17 @@ class TestTransparency:
             assert seen[0] == seen[1] == seen[2]
             assert len(seen[0]) == 1
 
+    @pytest.mark.parametrize("action", ["ignore", "always"])
+    def test_it_is_told_that_warnings_were_ignored(self, store, action):
+        """A hit of a fit that nobody heard says so, since it cannot say what it warned of."""
+        with warnings.catch_warnings(), using(store=store):
+            warnings.simplefilter(action)
+            warnings.filterwarnings("always", message="something else")
+            assert optimize.minimize(objective, [1.0, 1.0, 0.0]).warm.why is None
+        with using(store=store):
+            why = optimize.minimize(objective, [1.0, 1.0, 0.0]).warm.why
+        assert (why is not None and "ignored" in why) == (action == "ignore")
+
     @pytest.mark.parametrize("action", ["always", "default", "module"])
     @pytest.mark.parametrize(
         "options", [{}, {"refit": True}, {"enabled": False}, {"hyper": {"a": threading.Lock()}}]
@@ -338,6 +376,92 @@ class TestTransparency:
             assert fits[0].source == "final"
         finally:
             np.random.set_state(state)
+
+    @pytest.mark.parametrize("kind", [np.random.default_rng, np.random.RandomState])
+    def test_generators_among_the_arguments_end_where_the_fit_left_them(self, store, kind):
+        """Those that the objective is given are advanced by a hit, in the arguments' arguments too."""
+        method = {"method": "Nelder-Mead", "options": {"maxfev": 40}}
+
+        def fit(module):
+            rng = kind(3)
+            module.minimize(noisy, [1.0, 2.0], args=(rng,), **method)
+            local = kind(4)
+            module.basinhopping(
+                noisy, [1.0, 2.0], niter=1, rng=5, minimizer_kwargs={**method, "args": (local,)}
+            )
+            return rng.uniform(), local.uniform()
+
+        plain = fit(scipy.optimize)
+        with using(store=store) as fits:
+            assert fit(optimize) == fit(optimize) == fit(optimize) == plain
+        assert [f.source for f in fits] == ["cold"] * 2 + ["final"] * 4
+
+    def test_bit_generators_end_where_the_fit_left_them(self, store):
+        """The same for what numpy's generators are made of."""
+
+        def fit(module):
+            bits = np.random.PCG64(3)
+            module.differential_evolution(optimize.rosen, [(0, 2)] * 2, maxiter=3, rng=bits)
+            return bits.random_raw()
+
+        plain = fit(scipy.optimize)
+        with using(store=store) as fits:
+            assert fit(optimize) == fit(optimize) == fit(optimize) == plain
+        assert [f.source for f in fits] == ["cold", "final", "final"]
+
+    def test_tracked_generators_end_where_the_fit_left_them(self, store):
+        """A hit advances them, and a fit that did not know of them is done again."""
+
+        def fit(*, tracked):
+            rng = np.random.default_rng(3)
+            warm = Warm(track=[rng] if tracked else [])
+            optimize.minimize(Noise(rng), [1.0, 2.0], method="COBYLA", warm=warm)
+            return rng.random()
+
+        with using(store=store) as fits:
+            after = {fit(tracked=tracked) for tracked in (False, True, True, True)}
+        assert len(after) == 1
+        assert [f.source for f in fits] == ["cold", "cold", "final", "final"]
+        assert "tracked" in fits[1].why
+
+    @pytest.mark.parametrize("name", [3, None, "\ud800", "<lambda>"])
+    def test_functions_have_any_name(self, store, name):
+        """A `__name__` that is no text loses nothing, and switches nothing off."""
+
+        class Odd:
+            def __init__(self):
+                self.__name__ = name
+
+            def __getattr__(self, attribute):
+                if name is not None:  # else it has every attribute
+                    raise AttributeError(attribute)
+
+            def __call__(self, x):
+                return optimize.rosen(x)
+
+        with using(store=store) as fits:
+            for _ in range(3):
+                optimize.minimize(Odd(), [1.3, 0.7], options={"maxiter": 3})
+                optimize.minimize(optimize.rosen, [1.3, 0.7], callback=Odd())
+        assert [f.source for f in fits] == ["cold", "cold", "final", "cold", "final", "cold"]
+        assert replaying() is False
+
+    def test_own_methods_see_the_function(self, store):
+        """They find its attributes, copy it and pickle it, and may return what they like."""
+        import copy
+        import pickle
+
+        def method(fun, x0, args, **_options):
+            assert not hasattr(fun, "no_such")
+            again = [copy.copy(fun), copy.deepcopy(fun), pickle.loads(pickle.dumps(fun))]
+            at = [f(np.array(x0)) for f in again]
+            return scipy.optimize.OptimizeResult(x=x0, fun="n/a", at=at, scale=fun.scale)
+
+        with using(store=store) as fits:
+            for _ in range(2):
+                result = optimize.minimize(Scaled(), [1.3, 0.7], method=method)
+                assert (result.fun, result.scale, len(set(result.at))) == ("n/a", 3.0, 1)
+        assert [f.source for f in fits] == ["cold", "final"]
 
     def test_switched_off_it_is_scipy(self, store):
         """With ``enabled=False`` nothing is keyed, stored or reported."""
@@ -476,6 +600,30 @@ class TestMemory:
         report = self.fit(store, objective, [1.0, 1.0, 0.0], callback=callback, warm=skip)
         assert (report.source, seen.count) == ("final", before)
 
+    def test_callbacks_inside_arguments_are_called(self, store):
+        """Those of the local minimizer are called by a remembered fit as well."""
+        seen = Counter()
+
+        def callback(_x, seen=seen):
+            seen.tick()
+
+        def fit(**options):
+            before = seen.count
+            report = optimize.basinhopping(
+                optimize.rosen,
+                [1.3, 0.7],
+                niter=2,
+                rng=3,
+                minimizer_kwargs={"callback": callback, "method": "BFGS"},
+                warm=Warm(store=store, **options),
+            ).warm
+            return report.source, seen.count - before
+
+        source, called = fit()
+        assert called
+        assert fit() == (source, called)
+        assert fit(callbacks="skip") == ("final", 0)
+
     def test_hits_are_independent(self, store):
         """Changing a returned result changes no later one."""
         with using(store=store):
@@ -579,6 +727,33 @@ class TestLaw2:
                 result = optimize.minimize(objective, [1.0, 1.0, 0.0], method=method)
                 assert result.loop is loop
                 assert "nested" in result.warm.why
+
+    @pytest.mark.parametrize("part", [{1, 2}, print, object()])
+    def test_a_result_is_kept_whole_or_not_at_all(self, folder, part):
+        """A result of which a part has no bytes is made anew; its run says that it was completed."""
+
+        def method(fun, x0, args, **_options):
+            return scipy.optimize.OptimizeResult(x=x0, fun=fun(x0), deep=[{"part": part}])
+
+        with using(store=folder):
+            for _ in range(3):
+                result = optimize.minimize(objective, [1.0, 1.0, 0.0], method=method)
+                assert result.deep[0]["part"] is part
+                assert "result.deep[0].part" in result.warm.why
+                assert folder.run_info(result.warm.run).status == "completed"
+
+    def test_operators_of_a_result_do_not_vanish(self, folder):
+        """A Jacobian that is an operator is in the result each time."""
+        from scipy.sparse.linalg import LinearOperator, aslinearoperator
+
+        def jacobian(p):
+            slope = np.exp(-p[1] * X)
+            return aslinearoperator(np.stack([slope, -p[0] * X * slope, np.ones(30)], 1))
+
+        with using(store=folder):
+            for _ in range(3):
+                result = optimize.least_squares(residuals, [1.0, 1.0, 0.0], jac=jacobian)
+                assert isinstance(result.jac, LinearOperator)
 
 
 SLOW = """

@@ -11,10 +11,12 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.sparse.linalg
 from fits import COUNTER, FITS, differences
 from processes import SIGKILLED, in_child
 
@@ -914,6 +916,97 @@ class TestOptions:
         assert result.warm.evaluations_saved == 69
         assert same(plain, result)
         assert after == after_resumption
+
+    def test_generators_among_the_arguments(self, store):
+        """A resumed fit draws from them what it would have drawn, and so do functions called again."""
+
+        def fit(module, at=None, **extra):
+            rng, stop = np.random.default_rng(8), Stop(at)
+
+            def noisy(x, rng):
+                stop()
+                return np.array([x[0] - 1.0, x[0] * x[1] - 2.0]) + 1e-3 * rng.normal(size=2)
+
+            def jacobian(x, rng):
+                slope = np.array([[1.0, 0.0], [x[1], x[0]]]) + 1e-3 * rng.normal(size=(2, 2))
+                return scipy.sparse.linalg.aslinearoperator(slope)
+
+            result = module.least_squares(
+                noisy, [3.0, 4.0], jac=jacobian, args=(rng,), max_nfev=12, **extra
+            )
+            return result, rng.random()
+
+        plain, after = fit(scipy.optimize)
+        with using(store=store, journal=True):
+            with pytest.raises(KeyboardInterrupt):
+                fit(optimize, at=6)
+            result, after_resumption = fit(optimize)
+        assert result.warm.replay == "exact"
+        np.testing.assert_array_equal(result.x, plain.x)
+        assert after == after_resumption
+
+    def test_another_process_leaves_generators_where_the_fit_did(self, store):
+        """A hit there advances the generators among the arguments, and those that are tracked."""
+
+        def work():
+            rng, tracked = np.random.default_rng(8), np.random.RandomState(3)
+
+            def noisy(x, rng):
+                return scipy.optimize.rosen(x) + 1e-3 * rng.normal() * tracked.uniform()
+
+            with using(store=Store(store.address), track=[tracked]):
+                result = optimize.minimize(noisy, X4, args=(rng,), method="Powell")
+            return [result.warm.source, rng.random(), tracked.uniform()]
+
+        (_, first), (_, second) = in_child(work), in_child(work)
+        assert (first[0], second[0]) == ("cold", "final")
+        assert first[1:] == second[1:]
+
+    def test_any_start_has_a_journal(self, store):
+        """A start that has no bytes, of Fractions, is given again; what scipy refuses it refuses."""
+        start = np.array([Fraction(13, 10), Fraction(7, 10)])
+        plain = scipy.optimize.minimize(Rosen(), start, method="Nelder-Mead")
+        with using(store=store, journal=True):
+            with pytest.raises(KeyboardInterrupt):
+                optimize.minimize(Rosen(40, interrupt), start, method="Nelder-Mead")
+            result = optimize.minimize(Rosen(), start, method="Nelder-Mead")
+            assert same(plain, result)
+            assert result.warm.evaluations_saved == 39
+            with pytest.raises(ValueError, match="could not convert string to float"):
+                optimize.minimize(Rosen(), np.array(["a", "b"], object))
+
+    def test_the_fits_own_end_is_no_kill(self, store):
+        """However often a fit fails, or is replayed for its callback, nothing is told of kills."""
+
+        def line(t, a, b):
+            return a * np.exp(-b * t)
+
+        t = np.linspace(0.0, 4.0, 30)
+        with using(store=store, journal=True):
+            for _ in range(5):
+                with pytest.raises(RuntimeError, match="maxfev"):
+                    optimize.curve_fit(line, t, line(t, 2.5, 1.3), maxfev=5)
+            replays = [
+                optimize.minimize(Rosen(), X4, callback=lambda _: None).warm.replay
+                for _ in range(5)
+            ]
+        assert replays == [None, *["exact"] * 4]
+
+    def test_left_out_values_make_other_journals(self, store):
+        """Without its NaNs `curve_fit` calls the function with other data: nothing is replayed."""
+
+        def line(t, a, b):
+            return a * t + b
+
+        t = np.linspace(0.0, 4.0, 30)
+        y = line(t, 2.5, 1.3)
+        y[3] = np.nan
+        with using(store=store, journal=True):
+            optimize.curve_fit(line, t, y, nan_policy="omit")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                report = optimize.curve_fit(line, t, y, check_finite=False).warm
+        assert (report.source, report.why) == ("cold", None)
 
     @pytest.mark.parametrize("given", [{"rng": None}, {}])
     def test_unseeded_fits_go_on(self, store, given, monkeypatch):

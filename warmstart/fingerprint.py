@@ -195,7 +195,7 @@ class Level(enum.Enum):
     EXACT
         All: a final is the answer, a checkpoint is resumed.
     JOURNAL
-        Model, data, hyper, method, x0, bounds and rng: recorded evaluations hold.
+        Model, data, hyper, method, x0, bounds, nan_policy and rng: recorded evaluations hold.
     PROBLEM
         Model, data, hyper and bounds: the same function, so objectives compare.
     SIBLING_DATA
@@ -224,7 +224,7 @@ _LEVEL_PARTS = {
     Level.FAMILY: ("model",),
 }
 _LEVEL_SETTINGS = {
-    Level.JOURNAL: ("bounds", "method", "near", "rng", "x0"),
+    Level.JOURNAL: ("bounds", "method", "nan_policy", "near", "rng", "x0"),
     Level.PROBLEM: ("bounds",),
 }
 

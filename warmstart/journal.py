@@ -10,7 +10,8 @@
       H L     header; a life of the run begins (msgpack)
       B       the best point so far (msgpack)
       C       a callback stopped the fit (msgpack)
-      Z       the run came to its end; how often each callback was called (msgpack)
+      Z       the run came to its end, or to an exception of its own; how often each callback was
+              called, if it is known (msgpack)
     evaluation  channel u8, form u8, digest of the input u64, output (see `packing`)
 
 All integers are little-endian. A frame is written by one system call; one that is torn or
@@ -87,7 +88,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     method : str
         The method of the call, as it was given.
     x0 : bytes or None
-        The start that was used (a payload), where the function takes one.
+        The start that was used (a payload), where the function takes one, and it has bytes.
     chosen : bool
         Whether that start is the library's choice, and not the caller's.
     random : bytes or None
@@ -166,7 +167,8 @@ class Journal:
         """Callbacks that stopped the fit, and at which of their calls."""
         self.count = 0
         self.fruitless = 0
-        """Lives at the end that recorded nothing: killed before their replay was over."""
+        """Lives at the end that recorded nothing, and did not end by themselves: killed before
+        their replay was over."""
         self.finished = False
         self.called: dict[str, int] = {}
         """How often each callback was called, if the run came to its end."""
@@ -247,6 +249,7 @@ class Journal:
             self.stops.update(msgspec.msgpack.decode(self._map[start:stop], type=dict[str, int]))
         elif kind == ord("Z"):
             self.finished = True
+            self.fruitless = 0
             self.called = msgspec.msgpack.decode(self._map[start:stop], type=dict[str, int])
 
     def knows(self, callback: str) -> int:
@@ -426,7 +429,7 @@ def stop_frame(callback: str, call: int) -> bytes:
 
 
 def end_frame(called: dict[str, int]) -> bytes:
-    """Return the end of a run, and how often each callback was called, as a frame."""
+    """Return the end of a run, and how often each callback was called, if known, as a frame."""
     return _frame(b"Z", msgspec.msgpack.encode(called))
 
 

@@ -11,7 +11,7 @@ import functools
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -124,6 +124,8 @@ class Recorder:
         The key at `Level.JOURNAL`.
     target : callable or None
         Computes the number to rank points by from the primary function's value.
+    tracked : sequence of generators
+        Those that the user's functions draw from.
 
     Notes
     -----
@@ -139,6 +141,7 @@ class Recorder:
         shelf: Shelf | None,
         fit: Any,
         target: Callable[[Any], Any] | None,
+        tracked: Sequence[Any],
     ) -> None:
         self.started = time.perf_counter()
         self.recording = shelf is not None and options.journal is not False
@@ -155,7 +158,7 @@ class Recorder:
         self.ranked: list[Any] = []
         """Objectives that are not in the trace yet, and their points."""
         self.ranked_at: list[bytes] = []
-        self.tracked = options.track
+        self.tracked = tracked
         self.memo: dict[tuple[int, int], tuple[Any, Any]] | None = {} if options.dedup else None
         self.due = self.started + files.BUFFER_SECONDS
         self.best = np.inf
@@ -228,7 +231,7 @@ class Recorder:
         """Return a callback whose stops are recorded, and that may sleep during a replay."""
         skips = self._options.callbacks == "skip"
 
-        @functools.wraps(callback, updated=())
+        @functools.wraps(callback, assigned=(), updated=())  # scipy asks for its signature
         def called(*args: Any, **kwargs: Any) -> Any:
             call = self._callbacks[label] = self._callbacks.get(label, 0) + 1
             source = self._source if skips else None
@@ -328,8 +331,10 @@ class Recorder:
                 return NOTHING
             if found.form & FORM == OPAQUE:
                 self.opaque += 1
-                self._give(found, raw)
-                return own(recorded.function(*args, **kwargs))
+                try:
+                    return own(recorded.function(*args, **kwargs))
+                finally:  # after it: what it draws now it drew then
+                    self._give(found, raw)
             value, mutated = self._give(found, raw, lambda: recorded.function(*args, **kwargs))
             if mutated is not None and type(args[0]) is np.ndarray:
                 args[0][...] = np.frombuffer(mutated, args[0].dtype).reshape(args[0].shape)
@@ -778,6 +783,16 @@ class Recorder:
             self._next_carried = end + max(self._options.interval, _SHARE * (end - begin))
 
     # The end
+
+    def note_failure(self) -> None:
+        """Note that the fit has ended in an exception of its own: it was not killed.
+
+        Its next life will replay all and record nothing again.
+        """
+        if self.journal is not None:
+            with self._lock:
+                self._absorb()
+                self._waiting.append(files.end_frame({}))
 
     def traced(self) -> dict[bytes, bytes]:
         """Return the rows that tell how the fit converged; none for one of some milliseconds."""

@@ -705,7 +705,8 @@ class Store(History):
             self._recent[name] = None
             return None
         copied = copier(entry.payload)
-        self._recent[name] = _Kept(version, entry, copied)
+        if copied is not None:
+            self._recent[name] = _Kept(version, entry, copied)
         return copied
 
     def _sorted(
