@@ -343,10 +343,8 @@ class PostgresBackend:
         if self._missing():
             return []
         t = self._table  # in one statement, since others write meanwhile
-        rows = self._rows(
-            "SELECT (SELECT coalesce(sum(octet_length(key) + octet_length(value) + 64), 0) "
-            f"FROM {t}), (SELECT bytes FROM {t}_state)"  # noqa: S608
-        )
+        size = "coalesce(sum(octet_length(key) + octet_length(value) + 64), 0)"
+        rows = self._rows(f"SELECT (SELECT {size} FROM {t}), (SELECT bytes FROM {t}_state)")  # noqa: S608
         counted, told = map(int, rows[0])
         return [] if counted == told else [f"{self._shown} has {counted} bytes, and says {told}"]
 
