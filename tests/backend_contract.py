@@ -6,6 +6,7 @@ hypothesis state machine that drives a backend and a plain dict side by side.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 
@@ -164,6 +165,32 @@ class BackendContract:
         backend.flush()
         assert backend.get(key).value == b"x"
 
+    def test_pages_of_rows_old_and_new(self, backend):
+        """Whatever was there before a flush, or is written or deleted since: pages are whole."""
+        old, new, gone, expected = {}, {}, [], {}
+        for number, states in enumerate(itertools.product(range(5), repeat=4)):
+            prefix = b"p%03d" % number
+            rows = expected[prefix] = []
+            for place, state in enumerate(states):
+                key = prefix + b"%d" % place
+                if state in {1, 2, 3}:
+                    old[key] = b"old"
+                if state == 2:
+                    gone.append(key)
+                elif state in {3, 4}:
+                    new[key] = b"new"
+                if state in {1, 3, 4}:
+                    rows.append((key, b"old" if state == 1 else b"new"))
+        backend.apply(Batch(old))
+        backend.flush()
+        backend.apply(Batch(new, gone))
+        for prefix, rows in expected.items():
+            for limit in (1, 2, 3, None):
+                found = backend.scan(prefix, limit=limit)
+                assert [(item.key, item.value) for item in found] == rows[:limit]
+            found = backend.scan(prefix, after=prefix + b"0", limit=2)
+            assert [item.key for item in found] == [k for k, _ in rows if k > prefix + b"0"][:2]
+
     def test_locks_exclude(self, backend):
         """A named lock is held by one thread at a time; another name is another lock."""
         seen = []
@@ -223,7 +250,9 @@ class BackendContract:
 
 def machine_over(make):
     """Return a state machine that drives a backend from `make` against a dict."""
-    names = st.binary(min_size=1, max_size=3).filter(lambda key: key[0] != 0)
+    names = st.binary(min_size=1, max_size=3).filter(lambda key: key[0] != 0) | st.builds(
+        bytes, st.lists(st.sampled_from(b"abc"), min_size=1, max_size=3)
+    )
 
     class Machine(RuleBasedStateMachine):
         keys = Bundle("keys")

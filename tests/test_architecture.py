@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import inspect
 import json
 import pkgutil
 import re
@@ -16,6 +17,9 @@ from pathlib import Path
 import pytest
 
 import warmstart
+from warmstart.backends import Durability
+from warmstart.record import EntryKind
+from warmstart.session import LoadSource
 
 # From the ground up. A module imports only from floors below its own.
 FLOORS = [
@@ -135,6 +139,36 @@ def test_public_names_are_documented():
         assert getattr(warmstart, name).__doc__, name
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("store.Store", "run.Run", "search.Runs", "lineage.Lineage", "session.Session"),
+        *("fingerprint.FitSpec", "fingerprint.Fingerprinter", "dataset.Dataset"),
+        *("recipes.Fits", "recipes.Replicates"),
+    ],
+)
+def test_public_methods_are_documented(name):
+    """Each says what it takes, by name, and what it returns."""
+    module, _, name = name.partition(".")
+    cls = getattr(importlib.import_module(f"warmstart.{module}"), name)
+    for name, method in inspect.getmembers(cls, inspect.isfunction):
+        if name.startswith("_") or not method.__module__.startswith("warmstart"):
+            continue
+        doc, signature = inspect.getdoc(method) or "", inspect.signature(method)
+        takes, _, _ = doc.partition("Parameters\n-")[2].partition("\n\n")
+        for parameter in list(signature.parameters)[1:]:
+            assert re.search(rf"\b{parameter}\b", takes), (name, parameter)
+        returns = signature.return_annotation not in {"None", "NoReturn"}
+        assert ("Returns\n-" in doc) == returns, name
+
+
+@pytest.mark.parametrize("kind", [warmstart.Level, Durability, EntryKind, LoadSource])
+def test_members_are_documented(kind):
+    """What ``help`` shows of an enumeration says what each member means."""
+    for member in kind:
+        assert re.search(rf"^{member.name}\n    \w", inspect.getdoc(kind), re.MULTILINE)
+
+
 def test_importing_is_light():
     """Importing warmstart imports neither pandas, polars, psutil nor scikit-learn."""
     code = (
@@ -178,20 +212,39 @@ def test_the_story_runs(tmp_path):
     assert sum(cell.cell_type == "code" for cell in notebook.cells) >= 10
 
 
-@pytest.mark.parametrize("name", ["README.md", "notebooks/quickstart.ipynb"])
-def test_documents_run(name, tmp_path, monkeypatch):
-    """The Python of the README and of the notebook runs from top to bottom."""
-    path = Path(__file__).parents[1] / name
-    text = path.read_text()
-    if path.suffix == ".md":
-        blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    else:
-        cells = json.loads(text)["cells"]
-        blocks = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+def test_the_quickstart_runs(tmp_path, monkeypatch):
+    """The Python of the notebook runs from top to bottom."""
+    path = Path(__file__).parents[1] / "notebooks" / "quickstart.ipynb"
+    cells = json.loads(path.read_text())["cells"]
+    blocks = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    monkeypatch.chdir(tmp_path)
+    assert len(blocks) >= 3
+    namespace = {"__name__": "__main__"}
+    for block in blocks:
+        exec(compile(block, path.name, "exec"), namespace)
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def words(printed):
+    """Return what was printed, whatever the keys and the numbers are."""
+    named = re.sub(r"\b[0-9a-f]{4}…|\b[0-9a-f]{12,14}\b", "KEY", printed)
+    return re.sub(r"\d[\d,.]*", "0", named)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_each_block_of_the_readme_stands_alone(number, tmp_path, monkeypatch, capsys):
+    """It runs in an empty folder, and prints what the comments beside its prints say."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WARMSTART_STORE", str(tmp_path / "store"))
-    assert len(blocks) >= 3
-    namespace = {"__name__": "__main__", "fun": lambda x: float(x @ x), "x0": [1.0, 2.0]}
-    for block in blocks:
-        exec(compile(block, name, "exec"), namespace)
-    namespace["store"].close()
+    namespace = {"__name__": "__main__"}
+    exec(compile(BLOCKS[number], "README.md", "exec"), namespace)
+    if "store" in namespace:
+        namespace["store"].close()
+    printed = capsys.readouterr().out.splitlines()
+    comments = re.findall(r"# ((?:\w+ [0-9a-f]{4}…|[0-9a-f]{14} ).*)", BLOCKS[number])
+    assert len(comments) in {0, len(printed)}
+    for line, comment in zip(printed, comments, strict=False):
+        assert words(line).startswith(words(comment))

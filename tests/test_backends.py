@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
+import gc
 import multiprocessing
 import os
 import pickle
+import random
+import resource
 import shutil
 import signal
 import stat
@@ -22,6 +27,8 @@ import numpy as np
 import pytest
 from backend_contract import BackendContract, machine_over, write_one, write_shared
 from hypothesis import settings
+from processes import SIGKILLED
+from processes import in_child as in_fork
 
 from warmstart import StoreError, StoreFullError
 from warmstart.backends import Batch, Durability, halves
@@ -245,6 +252,188 @@ class TestPlace:
         assert other.get(b"k").value == b"v"
         other.close()
         assert not [p for p, _ in lmdb_module._registry if p == str(place)]
+
+
+class TestInterrupts:
+    """Ctrl-C at any instant, exceptions in an opening, closings amid work: it goes on after it."""
+
+    def test_in_an_opening_and_in_a_closing(self, place, monkeypatch):
+        """What was interrupted is let go of, so that the next call opens it."""
+        with monkeypatch.context() as patched:
+            patched.setattr(lmdb_module, "settle_base", interrupt)
+            with pytest.raises(KeyboardInterrupt) as kept:
+                LmdbBackend(place).get(b"a")
+        backend = LmdbBackend(place)
+        backend.apply(Batch({b"a": b"1"}))
+        with monkeypatch.context() as patched:
+            patched.setattr(lmdb_module._Promoter, "stop", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                backend.close()
+        assert backend.get(b"a").value == b"1"
+        backend.close()
+        assert list((place / "locks" / "holders").iterdir()) == []
+        del kept
+
+    def test_an_error_at_the_first_promotion(self, place, monkeypatch):
+        """A store that cannot be opened can be opened later, by others too, whoever keeps the error."""
+        status, _ = in_fork(lambda: leave_in_hot(place))
+        assert status == SIGKILLED
+        with monkeypatch.context() as patched:
+            patched.setattr(lmdb_module, "settle", damaged)
+            with pytest.raises(StoreError) as kept:
+                LmdbBackend(place).get(b"hot")
+        backend = LmdbBackend(place)
+        assert backend.get(b"hot").value == b"1"
+        backend.close()
+        del kept
+
+    def test_while_another_process_writes(self, place):
+        """One that waits for its turn gives up waiting, and the lock of its threads."""
+        backend = LmdbBackend(place)
+        backend.apply(Batch({b"a": b"1"}))
+        with open(place / "hot" / "turn.lock") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with at_random(0.05, 0.05), pytest.raises(KeyboardInterrupt):
+                backend.apply(Batch({b"a": b"2"}))
+        backend.apply(Batch({b"a": b"3"}))
+        assert backend.get(b"a").value == b"3"
+        backend.close()
+
+    @pytest.mark.parametrize("what", ["use", "flush", "close"])
+    def test_at_any_instant(self, place, what):
+        """Some hundred times, wherever it hits; what it hits ends, or is as if it had not begun."""
+        others = promoters()
+        backend, rng = LmdbBackend(place), random.Random(7)
+        backend.apply(Batch({b"a": b"0"}))
+        last = 0
+        for number in range(1, 300 if what == "use" else 60):
+            with contextlib.suppress(KeyboardInterrupt), at_random(1e-5, 3e-3, rng):
+                for _ in range(50):
+                    backend.apply(Batch({b"a": b"%d" % number}))
+                    backend.scan(b"a")
+                    if what != "use":
+                        getattr(backend, what)()
+            found = int(backend.get(b"a").value)
+            assert found in {last, number}
+            last = found
+            assert backend.apply(Batch({b"b": b"%d" % number})) is not None
+            backend.flush()
+        assert backend.verify() == []
+        backend.close()
+        assert promoters() <= others
+
+    def test_closed_by_one_thread_used_by_others(self, place):
+        """Those go on with the store opened anew; no thread is left over."""
+        others = promoters()
+        backend, errors, ended = LmdbBackend(place), [], threading.Event()
+
+        def use(name):
+            try:
+                number = 0
+                while not ended.is_set():
+                    number += 1
+                    backend.apply(Batch({name: b"%d" % number}))
+                    assert int(backend.get(name).value) == number
+                    assert backend.scan(name, limit=1)
+                    backend.version(), backend.size()
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=use, args=(name,), daemon=True) for name in (b"a", b"b")]
+        for thread in threads:
+            thread.start()
+        for _ in range(40):
+            backend.apply(Batch({b"c": b"1"}))
+            backend.close()
+        ended.set()
+        for thread in threads:
+            thread.join(30)
+        assert errors == []
+        assert not any(thread.is_alive() for thread in threads)
+        backend.close()
+        assert promoters() <= others
+
+    def test_one_that_is_dropped_is_closed(self, tmp_path):
+        """Whoever forgets `close` leaves at most one store open: the next opening closes it."""
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for number in range(12):
+            LmdbBackend(tmp_path / str(number)).apply(Batch({b"a": b"1"}))
+        gc.collect()
+        LmdbBackend(tmp_path / "0").close()
+        backend = LmdbBackend(tmp_path / "last")
+        assert backend.get(b"a") is None
+        assert len(list(Path("/proc/self/fd").iterdir())) < before + 30
+        backend.close()
+
+    def test_the_folder_is_deleted(self, place):
+        """Whoever cleans up takes what was remembered; what comes then is kept in a new folder."""
+        backend = LmdbBackend(place)
+        backend.apply(Batch({b"a": b"1"}))
+        first = backend._environment
+        shutil.rmtree(place)
+        with pytest.warns(UserWarning, match="deleted"):
+            backend.apply(Batch({b"a": b"2"}))
+            end = time.monotonic() + 30
+            while not first.gone and time.monotonic() < end:
+                os.sched_yield()
+        backend.apply(Batch({b"b": b"1"}), Durability.POWER)
+        backend.close()
+        assert LmdbBackend(place).get(b"b").value == b"1"
+        LmdbBackend(place).close()
+
+    def test_no_descriptors_left(self, place):
+        """Locks of files that cannot be had are the store's trouble, as an error of its own."""
+        backend = LmdbBackend(place)
+        backend.apply(Batch({b"a": b"1"}))
+        limits, held = resource.getrlimit(resource.RLIMIT_NOFILE), []
+        number = max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 2
+        resource.setrlimit(resource.RLIMIT_NOFILE, (number, limits[1]))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(os.dup(0))
+            with pytest.raises(StoreError):
+                backend.flush()
+        finally:
+            for descriptor in held:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        backend.flush()
+        backend.close()
+
+
+def promoters():
+    threads = threading.enumerate()
+    return {t.ident for t in threads if t.name == "warmstart-promoter" and t.is_alive()}
+
+
+def interrupt(*_given, **_named):
+    raise KeyboardInterrupt
+
+
+def damaged(*_given, **_named):
+    raise lmdb.CorruptedError("for a test")
+
+
+def leave_in_hot(place):
+    """Write what nobody promotes, and die."""
+    backend = LmdbBackend(place)
+    backend.apply(Batch({b"hot": b"1"}))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def at_random(least, most, rng=random):
+    """Have KeyboardInterrupt raised after some seconds, if the block lasts so long."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(least, most))
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 class TestDurability:
@@ -641,6 +830,46 @@ print(len(backend.scan(b"k")), backend.get(b"new").value.decode(), backend.verif
             found = [(item.key, item.value) for item in backend.scan(b"")]
         assert found == [(b"a", b"2"), (b"b", b"1"), (b"c", b"2")]
         assert backend.verify() == []
+        backend.close()
+
+    def test_a_damaged_number_of_a_row(self, place):
+        """What was written or deleted later counts, whatever number the damage has left."""
+        backend = LmdbBackend(place)
+        backend.apply(Batch({b"a": b"1", b"b": b"1"}), Durability.POWER)
+        backend.close()
+        with lmdb.open(str(place / "durable")) as engine, engine.begin(write=True) as txn:
+            for key in (b"a", b"b"):
+                raw = bytearray(txn.get(key))
+                raw[6] ^= 0x40
+                txn.put(key, bytes(raw))
+        backend.apply(Batch({b"a": b"2"}, [b"b"]))
+        for _ in range(2):
+            assert [(item.key, item.value) for item in backend.scan(b"")] == [(b"a", b"2")]
+            assert backend.get(b"b") is None
+            backend.flush()
+        assert backend.verify() == []
+        backend.close()
+
+    def test_a_damaged_base_while_others_write(self, place):
+        """Others count from what it was: nobody joins them until they have ended."""
+        backend = LmdbBackend(place)
+        backend.apply(Batch({b"a": b"1"}), Durability.POWER)
+
+        def damage():
+            engine = lmdb.open(str(place / "hot"), max_spare_txns=0)
+            with engine, engine.begin(write=True) as txn:
+                txn.put(b"\0base", b"\xff" * 12)
+
+        def join():
+            with pytest.raises(StoreError, match="damaged"):
+                LmdbBackend(place).get(b"a")
+
+        for work in (damage, join):
+            assert in_fork(work)[0] == 0
+        backend.apply(Batch({b"a": b"2"}))
+        backend.flush()
+        backend.close()
+        assert backend.get(b"a").value == b"2"
         backend.close()
 
     def test_nothing_is_read_of_files_that_are_known_to_be_damaged(self, place, monkeypatch):

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 import time
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.optimize
 
-from warmstart import ArgumentError, BundleError, FitSpec, Store, cli, learned, optimize, using
+from warmstart import (
+    ArgumentError,
+    BundleError,
+    FitSpec,
+    Store,
+    cli,
+    learned,
+    optimize,
+    progress,
+    using,
+)
 from warmstart.backends import Batch
 from warmstart.copying import copy
+from warmstart.demo import DemoRow
+from warmstart.rows import RunInfo, info_row, small
 
 
 @pytest.fixture
@@ -78,6 +95,7 @@ class TestCommands:
             "first digits",
         ):
             assert word in out
+        assert max(map(len, out.splitlines())) <= 80
         for command in (
             "demo",
             "run",
@@ -98,6 +116,16 @@ class TestCommands:
         ):
             code, out, _ = run(capsys, command, "--help")
             assert (code, "--json" in out) == (0, True)
+
+    def test_options_before_the_command(self, place, tmp_path, monkeypatch, capsys):
+        """--store and --json may stand on either side of the command."""
+        other = str(tmp_path / "other")
+        with Store(other) as store, store.run(name="one"):
+            pass
+        for arguments in (("--store", other, "--json", "ls"), ("ls", "--store", other, "--json")):
+            (found,) = json.loads(run(capsys, *arguments)[1])
+            assert found["name"] == "one"
+        assert len(run_json(capsys, "--store", str(place), "ls", "--store", other)) == 1
 
     def test_ls(self, place, keys, capsys):
         """Fits are listed newest first; a long list is cut with a count."""
@@ -147,6 +175,23 @@ class TestCommands:
         assert (code, "1 damaged" in out, "--repair" in out) == (1, True, True)
         assert run_json(capsys, "verify", "--repair")["repaired"] == 1
         assert run(capsys, "verify")[0] == 0
+
+    def test_quiet_where_nobody_looks(self, place, tmp_path, capsys):
+        """Standard error is empty where it is no terminal; numbers are told in one way."""
+        for arguments, said in (
+            (("export", str(tmp_path / "e.zip")), "3 records written"),
+            (("copy", str(place), str(tmp_path / "copy")), "rows copied"),
+            (("import", str(tmp_path / "e.zip")), "0 records added, 3 skipped"),
+        ):
+            code, out, err = run(capsys, *arguments)
+            assert (code, said in out, err) == (0, True, "")
+
+    def test_report(self, place, tmp_path, monkeypatch, capsys):
+        """Where the page is, and how large."""
+        monkeypatch.chdir(tmp_path)
+        code, out, _ = run(capsys, "report")
+        assert code == 0
+        assert re.fullmatch(r"report\.html: 3 runs, [0-9.]+ MiB\n", out)
 
     def test_gc(self, place, capsys):
         """Nothing to sweep in a small fresh store."""
@@ -206,8 +251,51 @@ class TestRefusals:
             ("fits", "--limit", "0"),
             ("show",),
             ("fits", "--store", "mysql://x"),
+            ("ui", "--port", "99999"),
+            ("ui", "--port", "-1"),
         ):
             assert run(capsys, *arguments)[0] == 2
+
+    def test_what_is_no_script(self, tmp_path, capsys):
+        """The script alone is asked for; a notebook is refused with what to do instead."""
+        assert run(capsys, "run")[2].endswith("the following arguments are required: script\n")
+        notebook = tmp_path / "x.ipynb"
+        notebook.write_text('{"cells": null}')
+        code, _, err = run(capsys, "run", str(notebook))
+        assert (code, "is a notebook" in err) == (2, True)
+
+    def test_copying_to_itself(self, place, capsys):
+        """Two stores are named, and no third one."""
+        code, _, err = run(capsys, "copy", str(place), f"{place}/.")
+        assert (code, "the same store" in err) == (2, True)
+        assert run(capsys, "copy", "--store", "x", "a", "b")[0] == 2
+        code, _, err = run(capsys, "--store", "x", "copy", "a", "b")
+        assert (code, "takes no --store" in err) == (2, True)
+
+    @pytest.mark.parametrize("name", ["none.zip", "."])
+    def test_importing_from_nowhere(self, place, tmp_path, monkeypatch, name, capsys):
+        """What was given, and what is expected."""
+        monkeypatch.chdir(tmp_path)
+        code, _, err = run(capsys, "import", name)
+        assert (code, err.startswith(f"warmstart: {name} is no file"), "export" in err) == (
+            2,
+            True,
+            True,
+        )
+
+    @pytest.mark.parametrize("command", ["ls", "fits", "stats"])
+    def test_a_reader_that_has_left(self, place, command):
+        """Where nobody reads standard output any more there is no error and no message."""
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(
+            [sys.executable, "-m", "warmstart", command],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        os.close(write)
+        assert (done.returncode, done.stderr) == (0, b"")
 
     @pytest.mark.parametrize("kind", ["text", "zip", "newer", "missing", "manifest"])
     def test_what_is_no_bundle(self, kind, place, tmp_path, capsys):
@@ -407,13 +495,14 @@ class TestRuns:
         assert len(run_json(capsys, "ls")) == 4
         assert [r["name"] for r in run_json(capsys, "ls", "params.rate>=0.5")] == ["outer"]
         assert [r["state"] for r in run_json(capsys, "ls", "status=failed")] == ["failed"]
+        assert len(run_json(capsys, "ls", "run~0")) == 4
         assert len(run_json(capsys, "ls", "--experiment", "mine")) == 2
         found = [r.get("evaluations", -1) for r in run_json(capsys, "ls", "--sort", "evaluations")]
         assert found == sorted(found, reverse=True)
         code, out, _ = run(capsys, "ls", "-n", "2")
         assert code == 0
         assert "and 2 more" in out
-        assert "1 hits saved" in out
+        assert "1 hit saved" in out
         assert "[red]broken[/red]" in out
 
     def test_show(self, runs, capsys):
@@ -427,6 +516,15 @@ class TestRuns:
         code, out, _ = run(capsys, "show", runs["minimize CG bowl"], "--lineage")
         assert "near sibling-hyper" in out
 
+    def test_facts_are_told_in_their_units(self, runs, capsys):
+        """Ids have no separators, memory has a unit, times are ages, experiments have names."""
+        out = run(capsys, "show", runs["outer"][:14])[1]
+        told = {row[0]: row[1:] for line in out.splitlines() if (row := line.split())}
+        assert told["pid"] == [str(os.getpid())]
+        assert told["memory"][1] == "GiB"
+        assert told["told"][1:] == ["s", "ago"]
+        assert told["experiment"] == ["mine"]
+
     def test_compare(self, runs, capsys):
         code, out, _ = run(capsys, "compare", *runs.values())
         assert code == 0
@@ -439,6 +537,8 @@ class TestRuns:
         assert code == 0
         assert "score" in out
         assert len(out.splitlines()) > 18
+        steps = next(line for line in out.splitlines() if line.startswith(" " * 11 + "|"))
+        assert all(re.fullmatch("[0-9,]+", label) for label in steps.split()[1:])
         found = run_json(capsys, "plot", runs["outer"], "--series", "score")
         assert found[0]["values"] == [2.0, 1.0]
         code, _, err = run(capsys, "plot", runs["outer"], "--series", "none")
@@ -452,10 +552,16 @@ class TestRuns:
         code, out, _ = run(capsys, "families", "--models")
         assert code == 0
         assert "settings.x0" in out
+        with Store() as store, store.session(FitSpec(model="mine-v3")) as session:
+            session.finalize(1.0)
+        assert "mine-v3: 1 fit\n" in run(capsys, "families", "--models")[1].replace("'", "")
 
     def test_wrong(self, runs, capsys):
         for arguments in (
             ("ls", "color=red"),
+            ("ls", "params.rate>=abc"),
+            ("ls", "params.rate>="),
+            ("ls", "name<true"),
             ("ls", "--experiment", "none"),
             ("show", "ffffffffffff"),
             ("compare", "ffffffffffff"),
@@ -463,6 +569,78 @@ class TestRuns:
             code, _, err = run(capsys, *arguments)
             assert code == 2
             assert err.startswith("warmstart: ")
+
+
+class TestNarrow:
+    """Tables on a line of eighty characters."""
+
+    @pytest.fixture
+    def many(self, tmp_path, monkeypatch):
+        """A store with fits that have long names and took long, completed and killed."""
+        monkeypatch.setenv("WARMSTART_STORE", str(tmp_path / "store"))
+        monkeypatch.setenv("COLUMNS", "80")
+        with Store(tmp_path / "store") as store:
+            for number, status in enumerate(("completed", "cancelled")):
+                key = FitSpec(model=f"a model with a rather long name {number}").key
+                session = store.session(key)
+                session.checkpoint(np.ones(3), -1.234567e-5, 1_234_567)
+                info = RunInfo(
+                    run=session.run_id,
+                    key=str(key),
+                    status=status,
+                    started=store.clock() - 59 * 60,
+                    what="minimize Nelder-Mead negative_log_likelihood",
+                    source="near",
+                    level="sibling-hyper",
+                    evaluations=7_654_321 if status == "completed" else 0,
+                    saved=123_456,
+                    seconds=12_345.678,
+                    objective=-1.234567e-5 if status == "completed" else None,
+                )
+                store.backend.apply(Batch({info_row(info.run): small(info)}))
+        return str(key)
+
+    @staticmethod
+    def lines(out):
+        lines = out.splitlines()
+        assert max(map(len, lines)) <= 80
+        return lines
+
+    def test_ls(self, many, capsys, monkeypatch):
+        """A line a run: numbers are whole, the name is cut; more columns on a wide one."""
+        head, _, cancelled, completed, *_ = self.lines(run(capsys, "ls")[1])
+        columns = "run name status objective nfev saved age"
+        assert head.split() == columns.split()
+        assert "\u2026" in completed
+        assert completed.split()[-5:] == ["-1.235e-05", "7,654,321", "123,456", "59", "min"]
+        assert cancelled.split()[-5:] == ["-1.235e-05", "1,234,567+", "123,456", "59", "min"]
+        monkeypatch.setenv("COLUMNS", "140")
+        out = run(capsys, "ls")[1]
+        assert "near sibling-hyper" in out
+        assert "seconds" in out
+
+    def test_fits_and_one_of_them(self, many, capsys):
+        for arguments in (("fits",), ("show", many)):
+            lines = self.lines(run(capsys, *arguments)[1])
+            heads = next(line for line in lines if "objective" in line).split()
+            assert {"kind", "objective", "nfev", "age"} <= set(heads)
+            assert any("-1.235e-05  1,234,567" in line for line in lines)
+
+    def test_the_demo(self, many, capsys, monkeypatch):
+        """Its table is whole, and says that the resumed fit is scipy's."""
+        row = DemoRow("Rat43 simulator", "first time", "journal", 1234, 567, 0.0001234, 10.5)
+        monkeypatch.setattr(cli, "run_demo", lambda *_: [row])
+        lines = self.lines(run(capsys, "demo")[1])
+        assert lines[1].split() == ["fit", "from", "nfev", "saved", "seconds", "digits"]
+        assert lines[3].split()[-5:] == ["journal", "1,234", "567", "0.0001234", "10.5"]
+        assert "same as plain scipy's, bit for bit" in lines[-1]
+
+    def test_families(self, many, capsys):
+        with Store() as store, using(store=store, near=True):
+            for a in (1.0, 1.5):
+                optimize.minimize(lambda x, a: float((x - a) @ (x - a)), np.zeros(2), args=(a,))
+        for line in self.lines(run(capsys, "families", "--models")[1]):
+            assert "\u2026" not in line.partition("minimize")[0]
 
 
 class TestLooks:
@@ -484,6 +662,8 @@ class TestLooks:
         assert axes.get_ylabel() == "loss"
         with pytest.raises(ArgumentError, match="has no series 'x': it has loss"):
             one.plot("x")
+        with pytest.raises(ArgumentError, match="has no series to plot: a fit of 10 ms"):
+            store.run(name="two").plot()
         with using(store=store):
             for _ in range(3):
                 result = optimize.minimize(optimize.rosen, [1.0, 2.0], method="Powell")
@@ -507,3 +687,21 @@ class TestLooks:
         with using(store=store, progress=True):
             optimize.minimize(slow, np.ones(6), method="Powell")
         assert "s left" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("columns", [40, 80])
+    def test_the_bar_fits_the_line(self, columns, monkeypatch, capsys):
+        """Time and evaluations are whole; what there is no room for is left out."""
+        monkeypatch.setenv("COLUMNS", str(columns))
+        now = iter(range(100))
+        monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+        bar = progress.Progress(wanted=True)
+        bar.expected = 44.0
+        bar.replay(100, 183)
+        bar.end_replay()
+        bar.update(183, 152, 3.7018123)
+        bar.close()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert len(line) <= columns
+        assert re.match("0:00:0. warmstart: 152 evaluations", line)
+        rest = ", best 3.70181, 43 s left, 152/s, 183 replayed"
+        assert line.rstrip().endswith(rest) == (columns == 80)

@@ -729,6 +729,33 @@ class TestFitSpec:
         ]
         assert one.explain(one) == []
 
+    def test_explain_looks_into_functions(self):
+        """A number that a helper reads is named, so is edited code; what else differs is said."""
+
+        def made(scale=2.0, more="", table=(1,), secret="s3cret"):
+            names = {"__name__": "cell", "SCALE": scale, "TABLE": [*table], "TOKEN": secret}
+            source = f"""if True:
+                def helper(x): return SCALE * x{more}
+                def fun(x, power=2): return sum(helper(x) ** power) + len(TABLE) + len(TOKEN)
+            """
+            exec(source, names)
+            return FitSpec(model={"fun": names["fun"]})
+
+        one = made()
+        told = "model: fun.helper.SCALE is 2.0 here and 3.0 there"
+        assert [str(difference) for difference in one.explain(made(3.0))] == [told]
+        [difference] = one.explain(made(more="+1"))
+        assert re.fullmatch(r"code [0-9a-f]{6}", difference.ours)
+        assert (difference.name, difference.ours != difference.theirs) == ("fun.helper", True)
+        for other in (made(table=[1, 2]), made(secret="other")):
+            told = "model: fun differs (cell.fun, in its code or what it holds)"
+            assert [str(difference) for difference in one.explain(other)] == [told]
+        assert "s3cret" not in repr(one.summary())
+        many = {f"n{i}": i for i in range(100)}
+        exec(f"def fun(x): return x + {' + '.join(many)}", many)
+        inside = FitSpec(model={"fun": many["fun"]}).summary().arguments["inside"]
+        assert 5 < len(inside) <= 8
+
     def test_labels_are_short_and_cost_little(self):
         """A label has at most 60 characters, no address, and spells out no million numbers."""
 

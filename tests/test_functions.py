@@ -15,6 +15,7 @@ import sys
 import textwrap
 import threading
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -540,6 +541,34 @@ class TestInstalled:
         assert built != code_room.installed_package("space_ws.alpha") != "space_ws 1.5 1.4"
         code_room._distributions.cache_clear()
         forget()
+
+    def test_packages_in_a_folder_of_any_name(self, tmp_path):
+        """What ``pip install --target`` put somewhere is installed; a file beside it is not."""
+        libs = tmp_path / "libs"
+        libs.mkdir()
+        for path in Path(scipy.__file__).parents[1].iterdir():
+            (libs / path.name).symlink_to(path)
+        for folder in (libs, tmp_path):
+            (folder / "mine_ws.py").write_text("")
+        code = """if True:
+            import numpy as np, mine_ws
+            from scipy.special import gammaln
+            from warmstart.code import installed_package as package
+            from warmstart.fingerprint import code_fingerprint
+            print(code_fingerprint(lambda x: np.sum(gammaln(x))), np.__file__, sep="\\n")
+            print(*map(package, ("numpy.linalg", "scipy.special", "lmfit.models", "mine_ws")))
+        """
+        ours = Path(code_room.__file__).parents[1]
+        version = importlib.metadata.version("lmfit")
+        identities = set()
+        for flag, path in (("-B", f"{ours}:{tmp_path}"), ("-S", f"{ours}:{libs}")):
+            command = [sys.executable, flag, "-c", code]
+            printed = subprocess.check_output(command, env={"PYTHONPATH": path}, text=True)
+            identity, place, packages = printed.splitlines()
+            assert place.startswith(str(libs)) == (flag == "-S")
+            assert packages == f"numpy scipy lmfit {version} None"
+            identities.add(identity)
+        assert len(identities) == 1
 
     def test_objects_made_by_packages_count_by_content(self):
         """What a package made for the user is known by what it holds."""

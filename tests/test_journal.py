@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import gc
 import os
 import resource
 import signal
@@ -12,6 +14,7 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 from zlib import crc32
 
 import msgspec
@@ -28,6 +31,8 @@ from processes import SIGKILLED, in_child
 from scipy.sparse.linalg import LinearOperator
 
 from warmstart import Store, Warm, journal, optimize, using
+from warmstart.backends.memory import MemoryBackend
+from warmstart.carrying import Carrier, gather
 from warmstart.errors import RecordError
 from warmstart.fingerprint import Fingerprint
 from warmstart.journal import Header, Journal, Life, Shelf
@@ -441,6 +446,43 @@ class TestLocks:
         held.close()
         assert values_of(shelf.find(FIT, KEY).journal) == [5.0]
 
+    def test_reading_it_does_not_free_it(self, shelf):
+        """What is sent to a server or put into a bundle is read while it is written, and locked."""
+        held, memory = shelf.create(FIT, KEY, RUN, start()), MemoryBackend()
+        held.write(frames(5.0))
+        Carrier(memory, FIT).send(held, 1.0)
+        ((fit, name, sent),) = gather(memory, Shelf(shelf.folder / "none", budget=9, ttl=None))
+        ((*there, content),) = gather(MemoryBackend(), shelf)
+        assert there == [fit, name] == [FIT, held.path.name]
+        assert content == sent
+        assert len(sent) == held.size
+        assert not is_free(held.path)
+        held.close()
+        assert is_free(shelf.paths()[0])
+
+    def test_what_is_dropped_is_free(self, shelf):
+        """A caller that was interrupted before it could close it has not locked it for ever."""
+        held = shelf.create(FIT, KEY, RUN, start())
+        held.write(frames(5.0))
+        del held
+        gc.collect()
+        assert values_of(shelf.find(FIT, KEY).journal) == [5.0]
+
+    @pytest.mark.parametrize("kind", ["folder", "link to itself", "pipe"])
+    def test_something_else_in_its_place(self, tmp_path, kind):
+        """The fit runs, and is remembered."""
+        with using(store=Store(tmp_path)), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            optimize.minimize(bowl, np.ones(2), method="BFGS", warm=Warm(journal=True))
+            (path,) = (tmp_path / "journals").rglob("*.journal")
+            path.unlink()
+            make = {"folder": Path.mkdir, "link to itself": link_to_itself, "pipe": os.mkfifo}
+            make[kind](path)
+            again = Warm(journal=True, refit=True)
+            for warm in (again, Warm(journal=True)):
+                result = optimize.minimize(bowl, np.ones(2), method="BFGS", warm=warm)
+        assert result.warm.source == "final"
+
     def test_a_killed_writer_leaves_it_free(self, shelf):
         def child():
             shelf.create(FIT, KEY, RUN, start()).write(frames(5.0))
@@ -469,6 +511,28 @@ class TestLocks:
 
         assert in_child(child) == (0, "refused")
         assert values_of(shelf.find(FIT, KEY).journal) == [1.0, 3.0]
+
+
+def bowl(x):
+    return float(x @ x)
+
+
+def link_to_itself(path):
+    path.symlink_to(path.name)
+
+
+def is_free(path):
+    """Return whether another process could lock a file."""
+
+    def locked():
+        with path.open("rb+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return False
+        return True
+
+    return in_child(locked)[1]
 
 
 class TestShelf:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -62,3 +64,31 @@ def test_a_fork_waits_for_a_batch_in_memory():
     finally:
         stop.set()
         thread.join()
+
+
+_FORK_IN_THREADS = """
+import os, threading
+from warmstart import FitSpec, Store
+
+Store(":memory:").pin(FitSpec(model="a").key)  # no engine that has hooks of its own
+
+
+def fork():
+    for _ in range(150):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+
+threads = [threading.Thread(target=fork) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_threads_that_fork_at_once():
+    """Each holds what is held over its own fork, and gives that back."""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", _FORK_IN_THREADS], check=True, timeout=60)

@@ -28,6 +28,7 @@ from warmstart import (
     WarmstartWarning,
     optimize,
     patch,
+    replaying,
     using,
 )
 from warmstart.surfaces import SURFACES
@@ -52,6 +53,32 @@ class Counter:
 
 
 COUNTER = Counter()
+
+
+def noisy(x, rng):
+    return optimize.rosen(x) + 1e-3 * rng.normal()
+
+
+class Noise:
+    """Draws from a generator that no key sees."""
+
+    def __init__(self, rng):
+        self.rng = rng
+
+    def __reduce__(self):
+        return Noise, (None,)
+
+    def __call__(self, x):
+        return noisy(x, self.rng)
+
+
+class Scaled:
+    """Has an attribute that a method may ask for."""
+
+    scale = 3.0
+
+    def __call__(self, x):
+        return self.scale * optimize.rosen(x)
 
 
 def curve(x, a, b, c):
@@ -265,6 +292,17 @@ class TestTransparency:
             assert seen[0] == seen[1] == seen[2]
             assert len(seen[0]) == 1
 
+    @pytest.mark.parametrize("action", ["ignore", "always"])
+    def test_it_is_told_that_warnings_were_ignored(self, store, action):
+        """A hit of a fit that nobody heard says so, since it cannot say what it warned of."""
+        with warnings.catch_warnings(), using(store=store):
+            warnings.simplefilter(action)
+            warnings.filterwarnings("always", message="something else")
+            assert optimize.minimize(objective, [1.0, 1.0, 0.0]).warm.why is None
+        with using(store=store):
+            why = optimize.minimize(objective, [1.0, 1.0, 0.0]).warm.why
+        assert (why is not None and "ignored" in why) == (action == "ignore")
+
     @pytest.mark.parametrize("action", ["always", "default", "module"])
     @pytest.mark.parametrize(
         "options", [{}, {"refit": True}, {"enabled": False}, {"hyper": {"a": threading.Lock()}}]
@@ -419,6 +457,92 @@ class TestTransparency:
             assert found[0] == found[1] == found[3] != found[2]
         finally:
             np.random.set_state(state)
+
+    @pytest.mark.parametrize("kind", [np.random.default_rng, np.random.RandomState])
+    def test_generators_among_the_arguments_end_where_the_fit_left_them(self, store, kind):
+        """Those that the objective is given are advanced by a hit, in the arguments' arguments too."""
+        method = {"method": "Nelder-Mead", "options": {"maxfev": 40}}
+
+        def fit(module):
+            rng = kind(3)
+            module.minimize(noisy, [1.0, 2.0], args=(rng,), **method)
+            local = kind(4)
+            module.basinhopping(
+                noisy, [1.0, 2.0], niter=1, rng=5, minimizer_kwargs={**method, "args": (local,)}
+            )
+            return rng.uniform(), local.uniform()
+
+        plain = fit(scipy.optimize)
+        with using(store=store) as fits:
+            assert fit(optimize) == fit(optimize) == fit(optimize) == plain
+        assert [f.source for f in fits] == ["cold"] * 2 + ["final"] * 4
+
+    def test_bit_generators_end_where_the_fit_left_them(self, store):
+        """The same for what numpy's generators are made of."""
+
+        def fit(module):
+            bits = np.random.PCG64(3)
+            module.differential_evolution(optimize.rosen, [(0, 2)] * 2, maxiter=3, rng=bits)
+            return bits.random_raw()
+
+        plain = fit(scipy.optimize)
+        with using(store=store) as fits:
+            assert fit(optimize) == fit(optimize) == fit(optimize) == plain
+        assert [f.source for f in fits] == ["cold", "final", "final"]
+
+    def test_tracked_generators_end_where_the_fit_left_them(self, store):
+        """A hit advances them, and a fit that did not know of them is done again."""
+
+        def fit(*, tracked):
+            rng = np.random.default_rng(3)
+            warm = Warm(track=[rng] if tracked else [])
+            optimize.minimize(Noise(rng), [1.0, 2.0], method="COBYLA", warm=warm)
+            return rng.random()
+
+        with using(store=store) as fits:
+            after = {fit(tracked=tracked) for tracked in (False, True, True, True)}
+        assert len(after) == 1
+        assert [f.source for f in fits] == ["cold", "cold", "final", "final"]
+        assert "tracked" in fits[1].why
+
+    @pytest.mark.parametrize("name", [3, None, "\ud800", "<lambda>"])
+    def test_functions_have_any_name(self, store, name):
+        """A `__name__` that is no text loses nothing, and switches nothing off."""
+
+        class Odd:
+            def __init__(self):
+                self.__name__ = name
+
+            def __getattr__(self, attribute):
+                if name is not None:  # else it has every attribute
+                    raise AttributeError(attribute)
+
+            def __call__(self, x):
+                return optimize.rosen(x)
+
+        with using(store=store) as fits:
+            for _ in range(3):
+                optimize.minimize(Odd(), [1.3, 0.7], options={"maxiter": 3})
+                optimize.minimize(optimize.rosen, [1.3, 0.7], callback=Odd())
+        assert [f.source for f in fits] == ["cold", "cold", "final", "cold", "final", "cold"]
+        assert replaying() is False
+
+    def test_own_methods_see_the_function(self, store):
+        """They find its attributes, copy it and pickle it, and may return what they like."""
+        import copy
+        import pickle
+
+        def method(fun, x0, args, **_options):
+            assert not hasattr(fun, "no_such")
+            again = [copy.copy(fun), copy.deepcopy(fun), pickle.loads(pickle.dumps(fun))]
+            at = [f(np.array(x0)) for f in again]
+            return scipy.optimize.OptimizeResult(x=x0, fun="n/a", at=at, scale=fun.scale)
+
+        with using(store=store) as fits:
+            for _ in range(2):
+                result = optimize.minimize(Scaled(), [1.3, 0.7], method=method)
+                assert (result.fun, result.scale, len(set(result.at))) == ("n/a", 3.0, 1)
+        assert [f.source for f in fits] == ["cold", "final"]
 
     def test_switched_off_it_is_scipy(self, store):
         """With ``enabled=False`` nothing is keyed, stored or reported."""
@@ -660,7 +784,7 @@ class TestMemory:
         assert "lock" in result.warm.why
         run = store.get_run(result.warm.run).info
         assert (run.key, run.status, run.what) == ("", "completed", "minimize fun")
-        assert run.evaluations == result.nfev
+        assert run.evaluations == result.nfev == result.warm.evaluations
         named = Warm(store=store, model="with-lock")
         assert [optimize.minimize(fun, [1.0, 2.0], warm=named).warm.source for _ in "ab"] == [
             "cold",
@@ -722,6 +846,30 @@ class TestMemory:
         skip = Warm(callbacks="skip")
         report = self.fit(store, objective, [1.0, 1.0, 0.0], callback=callback, warm=skip)
         assert (report.source, seen.count) == ("final", before)
+
+    def test_callbacks_inside_arguments_are_called(self, store):
+        """Those of the local minimizer are called by a remembered fit as well."""
+        seen = Counter()
+
+        def callback(_x, seen=seen):
+            seen.tick()
+
+        def fit(**options):
+            before = seen.count
+            report = optimize.basinhopping(
+                optimize.rosen,
+                [1.3, 0.7],
+                niter=2,
+                rng=3,
+                minimizer_kwargs={"callback": callback, "method": "BFGS"},
+                warm=Warm(store=store, **options),
+            ).warm
+            return report.source, seen.count - before
+
+        source, called = fit()
+        assert called
+        assert fit() == (source, called)
+        assert fit(callbacks="skip") == ("final", 0)
 
     def test_hits_are_independent(self, store):
         """Changing a returned result changes no later one."""
@@ -826,6 +974,33 @@ class TestLaw2:
                 result = optimize.minimize(objective, [1.0, 1.0, 0.0], method=method)
                 assert result.loop is loop
                 assert "nested" in result.warm.why
+
+    @pytest.mark.parametrize("part", [{1, 2}, print, object()])
+    def test_a_result_is_kept_whole_or_not_at_all(self, folder, part):
+        """A result of which a part has no bytes is made anew; its run says that it was completed."""
+
+        def method(fun, x0, args, **_options):
+            return scipy.optimize.OptimizeResult(x=x0, fun=fun(x0), deep=[{"part": part}])
+
+        with using(store=folder):
+            for _ in range(3):
+                result = optimize.minimize(objective, [1.0, 1.0, 0.0], method=method)
+                assert result.deep[0]["part"] is part
+                assert "result.deep[0].part" in result.warm.why
+                assert folder.run_info(result.warm.run).status == "completed"
+
+    def test_operators_of_a_result_do_not_vanish(self, folder):
+        """A Jacobian that is an operator is in the result each time."""
+        from scipy.sparse.linalg import LinearOperator, aslinearoperator
+
+        def jacobian(p):
+            slope = np.exp(-p[1] * X)
+            return aslinearoperator(np.stack([slope, -p[0] * X * slope, np.ones(30)], 1))
+
+        with using(store=folder):
+            for _ in range(3):
+                result = optimize.least_squares(residuals, [1.0, 1.0, 0.0], jac=jacobian)
+                assert isinstance(result.jac, LinearOperator)
 
 
 SLOW = """
@@ -958,6 +1133,12 @@ class TestOptions:
         with pytest.raises(ArgumentError, match=message):
             Warm(**options)
         with pytest.raises(ArgumentError, match=message), using(**options):
+            pass
+
+    @pytest.mark.parametrize("given", ["fits", Warm(near=True)])
+    def test_options_of_a_block_have_names(self, given):
+        """What is given without one is refused with what to write."""
+        with pytest.raises(ArgumentError, match=r"write using\(store="), using(given):
             pass
 
     def test_unknown_options_are_refused_by_name(self):
@@ -1125,7 +1306,8 @@ class TestArrays:
             results = [getattr(optimize, name)(*args, **options) for _ in range(2)]
             getattr(optimize, name)(*[2.0 * item for item in args], **options)
         assert [fit.source for fit in fits] == ["cold", "final", "cold"]
-        assert fits[0].evaluations == fits[1].evaluations == 0
+        assert [fit.evaluations for fit in fits] == [None, 0, None]
+        assert str(fits[0]) == f"cold {fits[0].key[:12]}"
         for result in results:
             same(plain, result)
 
@@ -1245,3 +1427,108 @@ class TestRun:
         assert "3 fits" in done.stderr
         assert "hit" in done.stderr
         assert "fitted" in done.stderr
+
+    def test_a_fit_is_one_fit(self, tmp_path):
+        """The summary is a line of its own above the table, and counts as people do."""
+        script = tmp_path / "script.py"
+        script.write_text(
+            "from scipy.optimize import minimize, rosen\nminimize(rosen, [1.3, 0.7])\n"
+        )
+        said = self.run(tmp_path, script, json=False).stderr.splitlines()
+        assert said[0].startswith("warmstart: 1 fit in ")
+        assert said[0].endswith(" s saved")
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "open('missing.csv')",
+            "raise ConnectionRefusedError('nobody is there')",
+            "import warmstart; warmstart.Warm(interval='x')",
+            "1 / 0",
+            "exec('def (')",
+        ],
+    )
+    def test_an_error_is_shown_as_python_shows_it(self, tmp_path, line):
+        """The traceback begins with the script, whatever it raises; the exit code is python's."""
+        script = tmp_path / "script.py"
+        script.write_text(f"def work():\n    {line}\n\nwork()\n")
+        plain = subprocess.run(
+            [sys.executable, str(script)], capture_output=True, text=True, check=False
+        )
+        done = self.run(tmp_path, script, json=False)
+        assert done.returncode == plain.returncode == 1
+        assert done.stderr == plain.stderr
+
+    def test_a_script_that_does_not_parse(self, tmp_path):
+        """Nothing but python's own message, and no store is made."""
+        script = tmp_path / "script.py"
+        script.write_text("def (\n")
+        plain = subprocess.run(
+            [sys.executable, str(script)], capture_output=True, text=True, check=False
+        )
+        done = self.run(tmp_path, script, json=False)
+        assert (done.stdout, done.stderr, done.returncode) == ("", plain.stderr, 1)
+        assert not (tmp_path / "store").exists()
+
+    def test_an_interrupted_fit_says_how_to_go_on(self, tmp_path):
+        """What is recorded is told, python ends as it does, and the same command goes on."""
+        script, once = tmp_path / "script.py", tmp_path / "once"
+        script.write_text(
+            "import os\nfrom scipy.optimize import minimize, rosen\n"
+            "class Interrupted:\n"
+            "    count = 0\n"
+            "    def __call__(self, x):\n"
+            "        Interrupted.count += 1\n"
+            f"        if Interrupted.count == 60 and not os.path.exists({str(once)!r}):\n"
+            f"            open({str(once)!r}, 'w').close()\n"
+            "            raise KeyboardInterrupt\n"
+            "        return rosen(x)\n"
+            "print(minimize(Interrupted(), [-1.2, 1.0], method='Nelder-Mead').warm.source)\n"
+        )
+        done = self.run(tmp_path, script, json=False)
+        assert done.returncode == -signal.SIGINT
+        *trace, last = done.stderr.splitlines()
+        assert last == (
+            "warmstart: 1 fit interrupted, 59 evaluations recorded; the same command goes on"
+        )
+        assert trace.count("KeyboardInterrupt") == 1
+        assert trace[-1] == "KeyboardInterrupt"
+        assert "runpy" not in done.stderr
+        assert self.run(tmp_path, script, json=False).stdout == "journal\n"
+
+    def test_options_are_for_direct_calls_too(self, tmp_path):
+        """Scripts that import from warmstart get the options, in all threads; theirs go before."""
+        script = tmp_path / "script.py"
+        script.write_text(
+            "from threading import Thread\n"
+            "from warmstart import Warm, optimize, using\n"
+            "def fit(**more):\n"
+            "    print(optimize.minimize(optimize.rosen, [1.3, 0.7], **more).warm.source)\n"
+            "fit()\nfit()\n"
+            "thread = Thread(target=fit)\nthread.start()\nthread.join()\n"
+            f"with using(store={str(tmp_path / 'other')!r}): fit()\n"
+            f"with using(refit=False): fit(warm=Warm(store={str(tmp_path / 'other')!r}))\n"
+        )
+        assert self.run(tmp_path, script).stdout.split() == [
+            "cold",
+            *["final"] * 2,
+            "cold",
+            "final",
+        ]
+        again = self.run(tmp_path, "--refit", script).stdout.split()
+        assert again == ["cold"] * 4 + ["final"]
+        assert self.run(tmp_path, script).stdout.split() == ["final"] * 5
+
+    def test_children_are_not_counted(self, tmp_path):
+        """Where a script did all of its fits in other processes, the summary says why it has none."""
+        script = tmp_path / "script.py"
+        script.write_text(
+            "import multiprocessing as mp\n"
+            "if __name__ == '__main__':\n"
+            "    child = mp.get_context('fork').Process(target=int)\n"
+            "    child.start()\n    child.join()\n"
+        )
+        assert "from warmstart import optimize" in self.run(tmp_path, script, json=False).stderr
+        script.write_text("import multiprocessing\n")
+        said = self.run(tmp_path, script, json=False).stderr
+        assert said == "warmstart: the script has done no fit that could be remembered\n"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+import struct
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import numpy as np
@@ -233,6 +236,27 @@ class TestServer:
                 assert len(json.load(answer)["runs"]) == 6
         finally:
             served.stop()
+
+    def test_a_browser_that_leaves(self, store, capsys):
+        """A connection that is reset at any moment is no news."""
+        served = serve(store)
+        port = urllib.parse.urlsplit(served.url).port
+        reset = struct.pack("ii", 1, 0)  # closing sends a reset
+        for said in (b"", b"GET /?tok", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", port)) as browser:
+                browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+                browser.sendall(said)
+        with urllib.request.urlopen(served.url) as answer:  # by now the others are done with
+            answer.read()
+        served.stop()
+        assert capsys.readouterr().err == ""
+
+    def test_a_port_that_is_taken(self, store):
+        served = serve(store)
+        port = urllib.parse.urlsplit(served.url).port
+        with pytest.raises(ArgumentError, match=rf"port {port} .*give another one, or 0"):
+            serve(store, port)
+        served.stop()
 
     def test_what_is_missing_is_named(self, store, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)

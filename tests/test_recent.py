@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import textwrap
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -159,3 +160,17 @@ class TestSignature:
         for n in range(10_000):
             recent.add(("f", n), None)
         assert len(recent._known) <= 1024
+
+    def test_what_functions_hold_is_bounded(self):
+        """A thousand closures over a thousand large arrays do not keep all of them alive."""
+        recent, alive = Recent(), []
+        for _ in range(30):
+            array = np.zeros(1 << 20)
+
+            def fun(x, array=array):
+                return float(array[0] + x @ x)
+
+            alive.append(weakref.ref(fun))
+            recent.add(("f", fun), None)
+        del fun, array
+        assert sum(function() is not None for function in alive) <= 8

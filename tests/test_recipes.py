@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -105,6 +106,16 @@ class TestPaths:
         assert frame.shape == (6, 7)
         assert frame.index.tolist() == self.GRID.tolist()
         assert list(frame.columns) == ["x0", "x1", "x2", "x3", "fun", "nfev", "source"]
+
+    def test_printed_they_are_a_few_lines(self, store):
+        """How many fits, from where, at what cost, and what was estimated; no array in full."""
+        shown = repr(fit_path(lambda penalty: fit(X, Y, penalty), self.GRID))
+        assert re.fullmatch(r"6 fits of 4 parameters: 5 near, 1 cold; \d+ evaluations", shown)
+        replicates = repr(bootstrap(fit, (X, Y), n=20, rng=0)).splitlines()
+        assert replicates[0].startswith("20 fits of 4 parameters: ")
+        words = [line.split()[0] for line in replicates[1:]]
+        assert words == ["estimate", "standard_error", "bias"]
+        assert max(map(len, replicates)) < 100
 
     def test_profiles(self, store):
         """Held at each value, minimized over the rest."""

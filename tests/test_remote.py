@@ -85,6 +85,39 @@ class TestDirectory(BackendContract):
     def backend(self, tmp_path):
         return DirectoryBackend(f"dir://{tmp_path}/store")
 
+    def test_a_stale_lock_is_broken_by_one(self, backend, tmp_path, monkeypatch):
+        """Two have seen that its owner is dead: the slower one leaves the quicker one's alone."""
+        lock = tmp_path / "store" / "locks" / "sweep"
+        with backend.lock("sweep"):
+            pass
+        lock.write_text("dead")
+        os.utime(lock, (1, 1))
+        rename, seen, taken, left = Path.rename, *(threading.Event() for _ in range(3))
+
+        def slowly(path, target):
+            if path == lock and threading.current_thread() is late:
+                seen.set()
+                assert taken.wait(30)
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", slowly)
+        other, got = DirectoryBackend(f"dir://{tmp_path}/store"), []
+
+        def wait():
+            with other.lock("sweep", timeout=0.5) as mine:
+                got.append(mine)
+                left.set()
+
+        late = threading.Thread(target=wait)
+        late.start()
+        assert seen.wait(30)
+        with backend.lock("sweep", timeout=5) as mine:
+            assert mine
+            taken.set()
+            assert left.wait(30)
+        late.join()
+        assert got == [False]
+
 
 class TestCompactedDirectory(BackendContract):
     """The same, where a group has three batches, so that it is compacted all the time."""

@@ -11,10 +11,12 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.sparse.linalg
 from fits import COUNTER, FITS, differences
 from processes import SIGKILLED, in_child
 
@@ -98,6 +100,86 @@ class TestStopping:
             deed is break_down  # it is on record that this call gave nothing: it is done again
         )
         assert function.count == result.warm.evaluations
+
+    def test_ctrl_c_at_any_instant(self, tmp_path):
+        """Once, or again and again while the first one is dealt with: the fit goes on after it."""
+        script = tmp_path / "script.py"
+        script.write_text(
+            textwrap.dedent(
+                """
+                import gc, random, signal, sys, time, warnings
+                import numpy as np, scipy.optimize
+                from warmstart import Warm, journal, optimize
+                warnings.simplefilter("ignore")  # that it does not get far
+                def objective(x):
+                    end = time.perf_counter() + 1e-4
+                    while time.perf_counter() < end:
+                        pass
+                    return scipy.optimize.rosen(x)
+                def interrupt(*_):
+                    if armed:
+                        raise KeyboardInterrupt
+                armed, rng, done = False, random.Random(3), []
+                signal.signal(signal.SIGALRM, interrupt)
+                for number in range(90):
+                    x0 = np.array([-1.2, 1.0, 0.8]) + len(done)
+                    try:
+                        armed = True
+                        every = (number % 3) * 7e-4
+                        signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-3, 0.06), every)
+                        warm = Warm(store=sys.argv[1], journal=True)
+                        done.append(optimize.minimize(objective, x0, method="Powell", warm=warm))
+                        armed = False
+                    except KeyboardInterrupt:
+                        armed = False
+                    signal.setitimer(signal.ITIMER_REAL, 0.0)
+                end = time.monotonic() + 30
+                while journal._held and time.monotonic() < end:
+                    gc.collect()  # for who goes on where the main thread was interrupted
+                assert journal._held == {}
+                for number, result in enumerate(done):
+                    x0 = np.array([-1.2, 1.0, 0.8]) + number
+                    plain = scipy.optimize.minimize(objective, x0, method="Powell")
+                    assert (result.x == plain.x).all() and result.nfev == plain.nfev
+                x0 = np.array([-1.2, 1.0, 0.8]) + len(done)
+                for source in (("journal", "cold"), ("final",)):
+                    warm = Warm(store=sys.argv[1], journal=True)
+                    result = optimize.minimize(objective, x0, method="Powell", warm=warm)
+                    assert result.warm.source in source, result.warm
+                print(len(done))
+                """
+            )
+        )
+        ended = subprocess.run(
+            [sys.executable, str(script), str(tmp_path / "store")],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        assert int(ended.stdout) >= 1
+
+    def test_ctrl_c_while_the_journal_is_closed(self, store, monkeypatch):
+        """The second one, while the first is dealt with: the journal is free for the next call."""
+        real, armed = os.fdatasync, [1]
+
+        def sync(descriptor):
+            if armed:
+                armed.clear()
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            return real(descriptor)
+
+        monkeypatch.setattr(os, "fdatasync", sync)
+        with using(store=store, journal=True):
+            with pytest.raises(KeyboardInterrupt):
+                optimize.minimize(Rosen(60, interrupt), X4)
+            end = time.monotonic() + 30
+            while journal._held and time.monotonic() < end:
+                os.sched_yield()  # to who goes on where the main thread was interrupted
+            assert not armed
+            result = optimize.minimize(Rosen(), X4)
+        assert (result.warm.source, result.warm.why) == ("journal", None)
 
     def test_short_fits_leave_no_journal(self, store):
         """Below 200 ms nothing is written, unless asked, or the fit was stopped on purpose."""
@@ -717,7 +799,7 @@ class TestOptions:
             ({"track": "rng"}, "not of str"),
             ({"dedup": 2}, "dedup is True or False"),
             ({"callbacks": "no"}, 'callbacks is "run" or "skip", not \'no\''),
-            ({"time_limit": -1}, "time_limit is a number of seconds or None"),
+            ({"time_limit": -1}, "time_limit is a number of seconds from 0 up"),
             ({"time_limit": "1 h"}, "time_limit is a number"),
             ({"time_limit": float("nan")}, "time_limit is a number"),
             ({"on_interrupt": "stop"}, 'on_interrupt is "raise" or "return"'),
@@ -835,6 +917,97 @@ class TestOptions:
         assert same(plain, result)
         assert after == after_resumption
 
+    def test_generators_among_the_arguments(self, store):
+        """A resumed fit draws from them what it would have drawn, and so do functions called again."""
+
+        def fit(module, at=None, **extra):
+            rng, stop = np.random.default_rng(8), Stop(at)
+
+            def noisy(x, rng):
+                stop()
+                return np.array([x[0] - 1.0, x[0] * x[1] - 2.0]) + 1e-3 * rng.normal(size=2)
+
+            def jacobian(x, rng):
+                slope = np.array([[1.0, 0.0], [x[1], x[0]]]) + 1e-3 * rng.normal(size=(2, 2))
+                return scipy.sparse.linalg.aslinearoperator(slope)
+
+            result = module.least_squares(
+                noisy, [3.0, 4.0], jac=jacobian, args=(rng,), max_nfev=12, **extra
+            )
+            return result, rng.random()
+
+        plain, after = fit(scipy.optimize)
+        with using(store=store, journal=True):
+            with pytest.raises(KeyboardInterrupt):
+                fit(optimize, at=6)
+            result, after_resumption = fit(optimize)
+        assert result.warm.replay == "exact"
+        np.testing.assert_array_equal(result.x, plain.x)
+        assert after == after_resumption
+
+    def test_another_process_leaves_generators_where_the_fit_did(self, store):
+        """A hit there advances the generators among the arguments, and those that are tracked."""
+
+        def work():
+            rng, tracked = np.random.default_rng(8), np.random.RandomState(3)
+
+            def noisy(x, rng):
+                return scipy.optimize.rosen(x) + 1e-3 * rng.normal() * tracked.uniform()
+
+            with using(store=Store(store.address), track=[tracked]):
+                result = optimize.minimize(noisy, X4, args=(rng,), method="Powell")
+            return [result.warm.source, rng.random(), tracked.uniform()]
+
+        (_, first), (_, second) = in_child(work), in_child(work)
+        assert (first[0], second[0]) == ("cold", "final")
+        assert first[1:] == second[1:]
+
+    def test_any_start_has_a_journal(self, store):
+        """A start that has no bytes, of Fractions, is given again; what scipy refuses it refuses."""
+        start = np.array([Fraction(13, 10), Fraction(7, 10)])
+        plain = scipy.optimize.minimize(Rosen(), start, method="Nelder-Mead")
+        with using(store=store, journal=True):
+            with pytest.raises(KeyboardInterrupt):
+                optimize.minimize(Rosen(40, interrupt), start, method="Nelder-Mead")
+            result = optimize.minimize(Rosen(), start, method="Nelder-Mead")
+            assert same(plain, result)
+            assert result.warm.evaluations_saved == 39
+            with pytest.raises(ValueError, match="could not convert string to float"):
+                optimize.minimize(Rosen(), np.array(["a", "b"], object))
+
+    def test_the_fits_own_end_is_no_kill(self, store):
+        """However often a fit fails, or is replayed for its callback, nothing is told of kills."""
+
+        def line(t, a, b):
+            return a * np.exp(-b * t)
+
+        t = np.linspace(0.0, 4.0, 30)
+        with using(store=store, journal=True):
+            for _ in range(5):
+                with pytest.raises(RuntimeError, match="maxfev"):
+                    optimize.curve_fit(line, t, line(t, 2.5, 1.3), maxfev=5)
+            replays = [
+                optimize.minimize(Rosen(), X4, callback=lambda _: None).warm.replay
+                for _ in range(5)
+            ]
+        assert replays == [None, *["exact"] * 4]
+
+    def test_left_out_values_make_other_journals(self, store):
+        """Without its NaNs `curve_fit` calls the function with other data: nothing is replayed."""
+
+        def line(t, a, b):
+            return a * t + b
+
+        t = np.linspace(0.0, 4.0, 30)
+        y = line(t, 2.5, 1.3)
+        y[3] = np.nan
+        with using(store=store, journal=True):
+            optimize.curve_fit(line, t, y, nan_policy="omit")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                report = optimize.curve_fit(line, t, y, check_finite=False).warm
+        assert (report.source, report.why) == ("cold", None)
+
     @pytest.mark.parametrize("given", [{"rng": None}, {}])
     def test_unseeded_fits_go_on(self, store, given, monkeypatch):
         """rng=None, or nothing: the generator that was drawn from is recorded, and goes on."""
@@ -901,9 +1074,8 @@ class TestOptions:
             result = optimize.minimize(slow, X4, method="Nelder-Mead")
         assert same(plain, result)
         text = capsys.readouterr().err
-        assert "warmstart: fit" in text
-        assert "best" in text
-        assert "evaluations/s" in text
+        assert "evaluations, best" in text
+        assert "/s" in text
 
     def test_memory(self):
         """A store in memory has journals too; they end with it."""

@@ -19,6 +19,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import scipy.optimize
 from hypothesis import given, settings
@@ -230,9 +231,19 @@ class TestStatus:
     def test_is_alive(self):
         assert host.is_alive(host.owner()) is True
         name, pid, born = host.owner().rsplit(":", 2)
-        assert host.is_alive(f"{name}:{pid}:{int(born) - 100}") is False
+        assert host.is_alive(f"{name}:{pid}:1{born}") is False
+        assert host.is_alive(f"{name}:{pid}:") is False
         assert host.is_alive(f"{name}:99999999:1") is False
+        assert host.is_alive(f"{name}:x:1") is False
         assert host.is_alive("elsewhere:1:1") is None
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="there psutil is asked")
+    def test_is_alive_after_the_clock_was_set(self, monkeypatch):
+        """The time of day at which a process began moves with the clock; its name does not."""
+        me = in_child(host.owner)
+        monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: 1.0)
+        assert host.is_alive(host.owner()) is True
+        assert host.is_alive(me[1]) is False
 
 
 class TestTrouble:
@@ -859,6 +870,10 @@ class TestSearch:
         frame = found.to_frame()
         assert frame["params.i"].tolist() == [3, 2, 1, 0]
         assert frame["run"].tolist() == [run.id for run in runs[::-1]]
+        assert frame["metrics.loss"].tolist() == [7.0, 8.0, 9.0, 10.0]
+        started = [run.info.started for run in runs[::-1]]
+        assert [at.timestamp() for at in frame["started"]] == pytest.approx(started, abs=1e-6)
+        assert str(frame["started"].dt.tz) == "UTC"
         text = found.to_json()
         assert "error" not in json.loads(text)[0]
         other = Store(":memory:")
@@ -989,6 +1004,10 @@ class TestMultistart:
         assert run.status == "completed"
         assert len(run.children) == 32
         assert run.load_state().active == {}
+        head, columns, *rows = str(found).splitlines()
+        assert head == "4 minima from 32 starts"
+        assert columns.split() == ["fun", "starts", "x"]
+        assert [int(row.split()[1]) for row in rows] == [one.count for one in found.minima]
 
     def test_given_starts_and_methods(self, store):
         with using(store=store):
@@ -1072,9 +1091,11 @@ class TestMultistart:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ((wells, 8), "starts are drawn between bounds"),
-            ((wells, 8, [(0.0, np.inf)]), "starts are drawn between bounds"),
-            ((wells, 0, [(0.0, 1.0)]), "starts are drawn between bounds"),
+            ((wells, 8), "starts are drawn between bounds.*: write bounds="),
+            ((wells, 8, [(0.0, np.inf)]), r"between bounds.*, not \[\(0.0, inf\)\]"),
+            ((wells, 8, [(1.0, 0.0)]), r"a higher upper one .*, not \[\(1.0, 0.0\)\]"),
+            ((wells, 0, [(0.0, 1.0)]), "starts is a number from 1 up .*, not 0"),
+            ((wells, -8, [(0.0, 1.0)]), "starts is a number from 1 up .*, not -8"),
             ((wells, [1.0, 2.0]), r"a \(k, n\) array"),
             ((wells, "many"), r"a \(k, n\) array"),
             ((3, [[1.0]]), "fun is a function"),
@@ -1083,6 +1104,19 @@ class TestMultistart:
     def test_wrong_arguments(self, arguments, message):
         with pytest.raises(ArgumentError, match=message):
             multistart(*arguments)
+
+    @pytest.mark.parametrize(
+        ("option", "message"),
+        [
+            ({"rng": "a"}, "rng is a number from 0 up, a Generator or None, not 'a'"),
+            ({"rng": -1}, "rng is a number from 0 up"),
+            ({"n_jobs": "a"}, "n_jobs is a number of processes or -1 for all, not 'a'"),
+            ({"n_jobs": 0}, "n_jobs is a number of processes"),
+        ],
+    )
+    def test_wrong_options(self, option, message):
+        with pytest.raises(ArgumentError, match=message):
+            multistart(wells, 8, self.BOUNDS, **option)
 
 
 def slow_wells(x):

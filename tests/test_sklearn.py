@@ -33,7 +33,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from warmstart.errors import ArgumentError
+from warmstart.errors import ArgumentError, WarmstartWarning
 from warmstart.sklearn import WarmStarted
 from warmstart.store import Store
 from warmstart.warm import using
@@ -207,9 +207,19 @@ class TestFits:
         """Fitted as ever; no pickle is made of it."""
         for _ in range(2):
             model = WarmStarted(estimator, store=folder).fit(X[:40], Y[:40])
-            assert model.warm_.source == "cold"
-            assert "is not remembered: " in model.warm_.why
+            assert str(model.warm_) == (
+                f"cold {model.warm_.key[:12]} (RandomForestClassifier is not remembered: its "
+                "estimator, of type DecisionTreeClassifier, is not made of numbers, arrays and text)"
+            )
         assert model.predict(X[:3]).shape == (3,)
+
+    def test_a_store_that_cannot_be_used_is_said(self, tmp_path):
+        """The estimator is fitted, and nobody has to guess why it is not remembered."""
+        (tmp_path / "file").write_text("not a folder")
+        model = WarmStarted(LogisticRegression(max_iter=1000), store=tmp_path / "file")
+        with pytest.warns(WarmstartWarning, match="is a file"):
+            model.fit(X, Y)
+        assert model.warm_.why == "the result could not be kept"
 
     def test_text_labels_and_frames(self, folder):
         """Classes of text; column names, which come back."""

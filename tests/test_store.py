@@ -7,6 +7,7 @@ import pickle
 import threading
 import warnings
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from warmstart import (
     Store,
     StoreError,
     host,
+    optimize,
+    using,
 )
 from warmstart.backends import Batch
 from warmstart.fingerprint import environment
@@ -572,6 +575,8 @@ class TestPlace:
             ("a\0b", "folder"),
             ("mysql://host", "not a kind of store that is known"),
             ("s3://bucket", "not a kind of store that is known"),
+            ("redis:/host", "'redis:/host' lacks slashes .*'redis://...'"),
+            (Path("dir:///shared/fits"), "lacks slashes"),
         ],
     )
     def test_a_wrong_place_is_refused_at_once(self, wrong, message):
@@ -637,6 +642,20 @@ class TestPlace:
         """Pickling a store in memory says that it needs a folder."""
         with pytest.raises(TypeError, match="folder"):
             pickle.dumps(Store(":memory:"))
+
+    def test_a_read_only_store_goes_on_answering(self, tmp_path):
+        """What it cannot keep is no trouble: no warning, and the next hit is one."""
+
+        def bowl(x, at):
+            return float(((x - at) ** 2).sum())
+
+        with Store(tmp_path / "s") as store, using(store=store):
+            optimize.minimize(bowl, [0.0, 0.0], args=(1.0,))
+        with Store(tmp_path / "s", read_only=True) as store, using(store=store) as fits:
+            for at in (1.0, 2.0, 1.0):
+                optimize.minimize(bowl, [0.0, 0.0], args=(at,))
+        assert [fit.source for fit in fits] == ["final", "cold", "final"]
+        assert fits[1].why == "the store is read only"
 
     def test_a_read_only_store_serves_hits_and_writes_nothing(self, tmp_path):
         """Reading through ``read_only=True`` works, writing raises."""

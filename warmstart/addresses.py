@@ -41,6 +41,12 @@ def address_of(where: str | os.PathLike[str] | None) -> str:
         )
     if mark:
         return text
+    scheme = text.partition(":")[0]
+    if scheme in _SCHEMES and scheme != text:
+        raise ArgumentError(
+            f"{text!r:.80} lacks slashes (a Path takes them away): write the text "
+            f"'{scheme}://...', or './{text:.60}' for a folder of that name"
+        )
     return str(Path(text).expanduser().absolute())
 
 

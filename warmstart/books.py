@@ -23,6 +23,10 @@ _SETTLE_AFTER = 10.0
 """Seconds for which notes gather in memory before a write takes them along."""
 
 
+_MANY = 100_000
+"""Notes of a kind that are held, where none can be written."""
+
+
 class Books:
     """The notes of one store in one process. Safe in threads, and in forked children.
 
@@ -51,7 +55,8 @@ class Books:
         """Note that an entry was returned."""
         with self._lock:
             self.counters["hits"] += 1
-            self._used[key] = at
+            if len(self._used) < _MANY or key in self._used:
+                self._used[key] = at
 
     def used_at(self, key: bytes) -> float:
         """Return when a key was used last, if that was here and is not written yet; else 0."""
@@ -70,7 +75,8 @@ class Books:
     def note_fit(self, groups: tuple[bytes, ...], evaluations: int, seconds: float) -> None:
         """Note what a fit has cost, in all groups that it is in."""
         with self._lock:
-            self._fits.append((groups, evaluations, seconds))
+            if len(self._fits) < _MANY:
+                self._fits.append((groups, evaluations, seconds))
 
     def note_hit(self, evaluations: int, seconds: float) -> None:
         """Note what a hit has saved."""

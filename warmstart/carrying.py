@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import struct
 from collections.abc import Iterable, Iterator
 
@@ -45,7 +44,7 @@ def gather(backend: Backend, shelf: Shelf) -> Iterator[tuple[Fingerprint, str, b
     """Iterate over fit, name and bytes of all journals, in files and in rows."""
     for path in shelf.paths():
         with contextlib.suppress(OSError, ValueError):
-            yield Fingerprint(bytes.fromhex(path.parent.name)), path.name, path.read_bytes()
+            yield Fingerprint(bytes.fromhex(path.parent.name)), path.name, shelf.content(path)
     for key, pieces in itertools.groupby(
         pages(backend, b"j", head=None), key=lambda item: item.key[:-9]
     ):
@@ -106,8 +105,7 @@ class Carrier:
         name = journal.path.name
         while not self._stopped:
             offset = self._sent.get(name, 0)
-            with journal.path.open("rb") as file:
-                piece = os.pread(file.fileno(), _MOST, offset)
+            piece = journal.piece(offset, _MOST)
             if not piece:
                 return
             row = carried_row(self._fit, name, offset)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from rich.tree import Tree
 
 from warmstart import learned
 from warmstart.errors import ArgumentError, RunLookupError
-from warmstart.report import Out, ago, table
+from warmstart.fingerprint import Fingerprint
+from warmstart.report import Out, age, ago, counted, size, table
 from warmstart.run import Run
 from warmstart.search import told
 from warmstart.store import Store
@@ -68,45 +69,61 @@ def _ls(parsed: argparse.Namespace, out: Out) -> int:
     with _open(parsed) as store:
         found = store.runs(parsed.where, experiment=parsed.experiment)
         rows = told(found, _row)
+        if parsed.sort != "started":
+            reverse = parsed.sort != "objective"
+            rows.sort(
+                key=lambda row: _order(row.get(parsed.sort), reverse=reverse), reverse=reverse
+            )
+        shown = rows[: parsed.limit]
+        reached = [_reached(store, row) for row in shown]
         now = store.clock()
         hits = learned.savings(store.backend)
-    if parsed.sort != "started":
-        reverse = parsed.sort != "objective"
-        rows.sort(key=lambda row: _order(row.get(parsed.sort), reverse=reverse), reverse=reverse)
-    shown = rows[: parsed.limit]
     if out.as_json:
         out.json(shown)
         return 0
     table(
         out.console,
-        ("run", "name", "status", "from", "objective ", "nfev ", "saved ", "seconds ", "started"),
+        ("run", "name", "status", "from", "objective ", "nfev ", "saved ", "seconds ", "age"),
         [
             (
                 row["run"][:14],
                 row["name"],
                 row["state"],
                 " ".join(filter(None, (row.get("source"), row.get("level")))),
-                row.get("objective"),
-                row.get("evaluations"),
+                row.get("objective", objective),
+                row.get("evaluations", evaluations and f"{evaluations:,}+"),
                 row.get("saved"),
                 row.get("seconds"),
-                ago(row["started"], now),
+                age(row["started"], now),
             )
-            for row in shown
+            for row, (objective, evaluations) in zip(shown, reached, strict=True)
         ],
+        wide={"from", "seconds "},
     )
     if len(rows) > len(shown):
-        out.console.print(f"and {len(rows) - len(shown)} more: --limit shows them")
+        out.console.print(f"and {len(rows) - len(shown):,} more: --limit shows them")
     made = sum(row.get("evaluations", 0) for row in rows)
     saved = sum(row.get("saved", 0) for row in rows)
+    hit = sum(day.hits for day in hits.values())
     out.console.print(
-        f"{len(rows):,} runs made {made:,} evaluations and saved {saved:,}; "
-        f"{sum(day.hits for day in hits.values()):,} hits saved "
-        f"{sum(day.evaluations for day in hits.values()):,} and "
+        f"{counted(len(rows), 'run')} made {counted(made, 'evaluation')} and saved {saved:,}; "
+        f"{counted(hit, 'hit')} saved {sum(day.evaluations for day in hits.values()):,} and "
         f"{sum(day.seconds for day in hits.values()):,.1f} s",
         highlight=False,
     )
     return 0
+
+
+def _reached(store: Store, row: Mapping[str, Any]) -> tuple[float | None, int | None]:
+    """Return the objective and the evaluations to which a fit had come that has no end."""
+    if row["state"] == "completed" or not row.get("key"):
+        return None, None
+    entries = store.entries(Fingerprint.parse(row["key"]))
+    mine = [entry for entry in entries if entry.run == row["run"]]
+    return (
+        min((one.objective for one in mine if one.objective is not None), default=None),
+        max((one.iteration for one in mine if one.iteration is not None), default=None),
+    )
 
 
 def _order(value: Any, *, reverse: bool) -> float:
@@ -140,9 +157,15 @@ def show(store: Store, parsed: argparse.Namespace, out: Out) -> int | None:
         out.json(document)
         return 0
     told = {**facts, "steps": run.steps(), **process}
-    for name in ("started", "ended", "beat"):
+    for name in ("started", "ended", "beat", "told"):
         if told.get(name) is not None:
             told[name] = ago(told[name], store.clock())
+    if "memory" in told:
+        told["memory"] = size(told["memory"])
+    if "pid" in told:
+        told["pid"] = str(told["pid"])  # a name, not a number
+    if (experiment := run.experiment) is not None:
+        told["experiment"] = experiment.name
     hidden = {"packages", "params", "tags", "version", "extra"}
     rows = [
         (name, told[name]) for name in told if name not in hidden and told[name] not in ("", [])
@@ -271,8 +294,12 @@ def _chart(found: Sequence[tuple[Run, str, Any]], width: int) -> str:
         return "no finite value"
     # The figure has no logarithmic axis.
     by_tens = finite.min() > 0.0 and finite.max() > 100.0 * finite.min()
+    steps = np.concatenate([s.steps for _, _, s in found])
+    figure.set_x_limits(float(steps.min()), float(max(steps.max(), steps.min() + 1)))
+    figure.x_ticks_fkt = lambda low, _: f"{low:,.0f}"
+    figure.y_ticks_fkt = lambda low, _: f"{low:.4g}"
     figure.x_label = "step"
-    figure.y_label = "log10" if by_tens else ""
+    figure.y_label = "log10" if by_tens else "value"
     for (run, name, series), color in zip(found, itertools.cycle(_COLORS), strict=False):
         kept = np.isfinite(series.values)
         values = np.log10(series.values[kept]) if by_tens else series.values[kept]
@@ -284,7 +311,7 @@ def _families(parsed: argparse.Namespace, out: Out) -> int:
     with _open(parsed) as store:
         books = learned.families(store.backend)
         models = store.models() if parsed.models else []
-    columns = ("family", "what", "way", "fits ", "median ", "p90 ", "switched off", "mode")
+    columns = ("family", "what", "way", "fits ", "median ", "p90 ", "off", "mode")
     rows = [
         (
             name.hex()[:8],
@@ -310,6 +337,6 @@ def _families(parsed: argparse.Namespace, out: Out) -> int:
             out.console,
             ("argument", "", "agrees ", "confidence "),
             [(name, *values) for name, values in model.stability.items()],
-            title=f"{model.what}: {model.fits} fits",
+            title=f"{model.what}: {counted(model.fits, 'fit')}",
         )
     return 0

@@ -20,6 +20,7 @@ import sysconfig
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeVar
 
@@ -305,8 +306,9 @@ def installed_package(module: str | None, file: Any = None) -> str | None:
     str or None
         ``"python"`` for the standard library, ``"numpy"`` and ``"scipy"`` without a version,
         since theirs stands in the producer of each entry (an upgrade turns finals into starts
-        instead of hiding them), otherwise ``"lmfit 1.3.4"``. Modules that run from anywhere
-        but the installation's folders (scripts, notebooks, editable installs) are the user's.
+        instead of hiding them), otherwise ``"lmfit 1.3.4"``. A package is installed if it lies in
+        the installation's folders, or beside the records of its distribution, as ``pip install
+        --target`` puts it. Other modules (scripts, notebooks, editable installs) are the user's.
     """
     if not isinstance(module, str) or module == "__main__":
         return None
@@ -348,7 +350,7 @@ def offered_by(function: FunctionType) -> str | None:
 
 def _find_package(module: str, file: Any) -> str | None:
     top = module.partition(".")[0]
-    if top == "warmstart":  # wherever it runs from
+    if top in {"numpy", "scipy", "warmstart"}:  # wherever they lie
         return top
     if not isinstance(file, str):
         try:
@@ -358,11 +360,19 @@ def _find_package(module: str, file: Any) -> str | None:
         places = (spec.submodule_search_locations or ()) if spec else ()
         file = (spec.origin if spec else None) or next(iter(places), "")
     if "/site-packages/" in file or "/dist-packages/" in file:
-        return top if top in {"numpy", "scipy"} else f"{top} {_version(top)}"
+        return f"{top} {_version(top)}"
     standard = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
     if file in {"built-in", "frozen"} or any(file.startswith(f"{path}/") for path in standard):
         return "python"
-    return None
+    folders = [path for path in sys.path if file.startswith(f"{Path(path).absolute()}/{top}")]
+    return f"{top} {_version(top)}" if any(_is_recorded(top, at) for at in folders) else None
+
+
+@functools.cache
+def _is_recorded(top: str, folder: str) -> bool:
+    """Whether a distribution in a folder provides what has an import name there."""
+    found = importlib.metadata.distributions(path=[folder])
+    return any(_provides(distribution, top) for distribution in found)
 
 
 @functools.cache
@@ -378,10 +388,15 @@ def _version(top: str) -> str:
 def _is_distribution_of(top: str) -> bool:
     """Whether the distribution that is named like an import name is what provides it."""
     try:
-        files = importlib.metadata.distribution(top).read_text("RECORD")
+        found = importlib.metadata.distribution(top)
     except importlib.metadata.PackageNotFoundError:
         return False
-    return files is None or bool(re.search(rf"^{re.escape(top)}[/.]", files, re.MULTILINE))
+    return found.read_text("RECORD") is None or _provides(found, top)
+
+
+def _provides(distribution: importlib.metadata.Distribution, top: str) -> bool:
+    files = distribution.read_text("RECORD") or ""
+    return re.search(rf"^{re.escape(top)}[/.]", files, re.MULTILINE) is not None
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,13 +17,23 @@ __all__ = ["copier"]
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, np.float64})
 
 
-def copier(value: Any) -> Callable[[], Any]:
+def copier(value: Any) -> Callable[[], Any] | None:
     """Return what makes copies of a payload that share no memory with it or each other.
 
     It is worked out once what there is to copy: the result of a small fit takes 1.6 us, to walk
     through it each time 3.7, to decode it again, digest and all, 15 (2026-11).
+
+    Returns
+    -------
+    callable or None
+        None for a payload that holds what cannot be copied, which has to be decoded again.
     """
-    return _copier(value) or (lambda: value)
+    try:
+        made = _copier(value) or (lambda: value)
+        made()
+    except Exception:  # noqa: BLE001 (whatever it is, decoding does without it)
+        return None
+    return made
 
 
 def _copier(value: Any) -> Callable[[], Any] | None:
@@ -60,11 +71,19 @@ def _dict_copier(
     """Return what copies a dict, and of its items those `among` which something may change."""
     items = value if among is None else among
     parts = [(key, make) for key, item in items.items() if (make := _copier(item)) is not None]
+    begun = kind if kind.__init__ is dict.__init__ else functools.partial(_filled, kind)
 
     def made() -> Any:
-        copied = kind(value)
+        copied = begun(value)
         for key, make in parts:
             copied[key] = make()
         return copied
 
+    return made
+
+
+def _filled(kind: Any, value: Mapping[Any, Any]) -> Any:
+    """Return a dict of a kind whose constructor takes something else, as that of RootResults."""
+    made = kind.__new__(kind)
+    made.update(value)
     return made

@@ -103,6 +103,16 @@ class Dataset(NDArrayOperatorsMixin):
     copies nothing until somebody asks for the values: a hit on a fold does not. Other indices
     return what they return for an array.
 
+    Parameters
+    ----------
+    values : array or None
+        All values, which are copied unless they are in immutable memory; None where `chosen` says
+        which they are.
+    chosen : pair of (Dataset, array), optional
+        A whole data set, and the numbers of its rows.
+    by_rows : bool
+        Whether the key is made of the digest of each row, as for rows that were chosen.
+
     Notes
     -----
     The key of the whole is that of an equal array. The key of rows that were chosen is made of
@@ -148,6 +158,11 @@ class Dataset(NDArrayOperatorsMixin):
 
     def take(self, rows: Any) -> Dataset:
         """Return some of the rows.
+
+        Returns
+        -------
+        Dataset
+            Of those rows.
 
         Parameters
         ----------

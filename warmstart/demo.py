@@ -194,7 +194,7 @@ def _timed(
         fit,
         what,
         report.source,
-        report.evaluations,
+        report.evaluations or 0,
         report.evaluations_saved,
         seconds,
         parameters(result),

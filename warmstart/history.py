@@ -88,6 +88,16 @@ class History:
     def get_run(self, run: str) -> Run:
         """Return a run by its id, or the first digits of it, at least six.
 
+        Parameters
+        ----------
+        run : str
+            The id, 32 hexadecimal digits, or the first of them.
+
+        Returns
+        -------
+        Run
+            As it stands in the store.
+
         Raises
         ------
         RunLookupError
@@ -108,6 +118,11 @@ class History:
         limit: int | None = None,
     ) -> Runs:
         """Return the runs that meet all conditions, the newest first.
+
+        Returns
+        -------
+        Runs
+            A list, which ``to_frame()`` makes a table of.
 
         Parameters
         ----------
@@ -154,6 +169,11 @@ class History:
     ) -> Experiment:
         """Make an experiment.
 
+        Returns
+        -------
+        Experiment
+            The new one.
+
         Parameters
         ----------
         name : str
@@ -179,6 +199,16 @@ class History:
     def experiment(self, name: str) -> Experiment:
         """Return an experiment by its name or id.
 
+        Parameters
+        ----------
+        name : str
+            Or id.
+
+        Returns
+        -------
+        Experiment
+            As it stands in the store.
+
         Raises
         ------
         ExperimentLookupError
@@ -189,19 +219,37 @@ class History:
         return get_experiment(self._store, name)
 
     def experiments(self) -> list[Experiment]:
-        """Return all experiments, the oldest first."""
+        """Return all experiments, the oldest first.
+
+        Returns
+        -------
+        list of Experiment
+            Empty if there is none.
+        """
         from warmstart.experiment import experiments  # noqa: PLC0415 (they stand above)
 
         return experiments(self._store)
 
     def models(self) -> list[Model]:
-        """Return the models that are fitted, and which of their arguments change; see `Model`."""
+        """Return the models that are fitted, and which of their arguments change; see `Model`.
+
+        Returns
+        -------
+        list of Model
+            Those with the most fits first.
+        """
         from warmstart.models import models  # noqa: PLC0415 (they stand above)
 
         return models(self._store)
 
     def families(self) -> dict[str, Family]:
-        """Return what near starts have cost and saved, by family (32 hexadecimal digits)."""
+        """Return what near starts have cost and saved, by family (32 hexadecimal digits).
+
+        Returns
+        -------
+        dict of str to Family
+            What the books have.
+        """
         return {
             name.hex(): family for name, family in learned.families(self._store.backend).items()
         }
@@ -216,6 +264,11 @@ class History:
         reset: bool = False,
     ) -> Plan:
         """Change by hand what is done in a family of near fits; returns the plan in force then.
+
+        Returns
+        -------
+        Plan
+            What is done from now on.
 
         Parameters
         ----------
@@ -247,13 +300,35 @@ class History:
         return learned.override(self._store.backend, found[0], mode=mode, ways=ways, every=every)
 
     def lineage(self, run: Run | str | None = None) -> Lineage:
-        """Return which run began where which other ended, of all or of one run's relatives."""
+        """Return which run began where which other ended, of all or of one run's relatives.
+
+        Parameters
+        ----------
+        run : Run or str, optional
+            Only of this one, what it goes back to, and what goes back to it.
+
+        Returns
+        -------
+        Lineage
+            A graph of runs.
+        """
         from warmstart.lineage import lineage  # noqa: PLC0415 (they stand above)
 
         return lineage(self._store, run)
 
     def plot_savings(self, *, ax: Any = None) -> Any:
-        """Draw evaluations made and saved, by day (matplotlib)."""
+        """Draw evaluations made and saved, by day (matplotlib).
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to.
+
+        Returns
+        -------
+        matplotlib Axes
+            With a bar a day.
+        """
         from warmstart.plots import plot_savings  # noqa: PLC0415 (optional)
 
         return plot_savings(self._store, ax=ax)

@@ -18,7 +18,7 @@ from typing import Any
 
 from warmstart.locks import imported
 
-__all__ = ["describe", "is_alive", "owner", "process_id", "the_psutil"]
+__all__ = ["boot", "describe", "is_alive", "owner", "process_id", "the_psutil"]
 
 _GIT_SECONDS = 5.0
 
@@ -42,32 +42,55 @@ def _host() -> str:
     return socket.gethostname()
 
 
+def boot() -> str:
+    """Return what is another text after each start of the machine; empty where nothing says so."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return ""
+
+
+def _born(pid: int) -> str:
+    """Return when a process began; empty if there is none.
+
+    By a clock that nobody sets, where there is one: when psutil says that a process began moves
+    with the time of day.
+    """
+    if sys.platform == "linux":
+        try:
+            text = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+        # Its 22nd field, https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html; the second
+        # is a name in parentheses.
+        return f"{text.rpartition(')')[2].split()[19]}-{boot()[:8]}"
+    psutil = the_psutil()
+    try:
+        return f"{psutil.Process(pid).create_time():.2f}"
+    except psutil.NoSuchProcess:
+        return ""
+
+
 @functools.cache
-def _created(pid: int) -> int:
-    born: float = the_psutil().Process(pid).create_time()
-    return round(born * 100.0)
-
-
 def owner() -> str:
-    """Return host, number and hour of birth of this process, by which others see if it lives."""
-    pid = os.getpid()
-    return f"{_host()}:{pid}:{_created(pid)}"
+    """Return host, number and birth of this process, by which others see if it lives."""
+    return f"{_host()}:{os.getpid()}:{_born(os.getpid())}"
+
+
+os.register_at_fork(after_in_child=owner.cache_clear)
 
 
 def is_alive(whose: str) -> bool | None:
     """Whether a process is there still; None if it is one of another host."""
-    psutil = the_psutil()
     name, *rest = whose.rsplit(":", 2)
     if name != _host() or len(rest) != 2:
         return None
     try:
-        pid, created = map(int, rest)
-        born: float = psutil.Process(pid).create_time()
-        return round(born * 100.0) == created
-    except (ValueError, psutil.NoSuchProcess):
+        return _born(int(rest[0])) == rest[1] != ""
+    except ValueError:
         return False
-    except psutil.Error:
-        return True
+    except OSError:
+        return True  # it cannot be seen
 
 
 def describe() -> dict[str, Any]:

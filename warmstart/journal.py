@@ -10,7 +10,8 @@
       H L     header; a life of the run begins (msgpack)
       B       the best point so far (msgpack)
       C       a callback stopped the fit (msgpack)
-      Z       the run came to its end; how often each callback was called (msgpack)
+      Z       the run came to its end, or to an exception of its own; how often each callback was
+              called, if it is known (msgpack)
     evaluation  channel u8, form u8, digest of the input u64, output (see `packing`)
 
 All integers are little-endian. A frame is written by one system call; one that is torn or
@@ -22,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import gc
 import mmap
 import os
 import re
@@ -41,6 +43,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from warmstart.backends.place import sync_folder
+from warmstart.caller import undisturbed
 from warmstart.errors import RecordError
 from warmstart.fingerprint import Fingerprint
 from warmstart.locks import free_in_children
@@ -85,7 +88,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     method : str
         The method of the call, as it was given.
     x0 : bytes or None
-        The start that was used (a payload), where the function takes one.
+        The start that was used (a payload), where the function takes one, and it has bytes.
     chosen : bool
         Whether that start is the library's choice, and not the caller's.
     random : bytes or None
@@ -164,7 +167,8 @@ class Journal:
         """Callbacks that stopped the fit, and at which of their calls."""
         self.count = 0
         self.fruitless = 0
-        """Lives at the end that recorded nothing: killed before their replay was over."""
+        """Lives at the end that recorded nothing, and did not end by themselves: killed before
+        their replay was over."""
         self.finished = False
         self.called: dict[str, int] = {}
         """How often each callback was called, if the run came to its end."""
@@ -245,6 +249,7 @@ class Journal:
             self.stops.update(msgspec.msgpack.decode(self._map[start:stop], type=dict[str, int]))
         elif kind == ord("Z"):
             self.finished = True
+            self.fruitless = 0
             self.called = msgspec.msgpack.decode(self._map[start:stop], type=dict[str, int])
 
     def knows(self, callback: str) -> int:
@@ -297,6 +302,10 @@ class Journal:
         return found[0], None if found[1] is None else loads(found[1])
 
     # Writing
+
+    def piece(self, offset: int, size: int) -> bytes:
+        """Return so many bytes of the file, or what there is of them."""
+        return os.pread(self._fd, size, offset)
 
     def write(self, *frames: bytes) -> None:
         """Append frames; when this returns, SIGKILL cannot undo it.
@@ -360,10 +369,19 @@ class Journal:
         if self._map is not None:
             with contextlib.suppress(BufferError):
                 self._map.close()
-        os.close(self._fd)
-        self._fd = -1
-        if mine:
-            _held.discard(str(self.path))
+        with _guard:
+            self._let_go()
+
+    def __del__(self) -> None:
+        # Of a caller that was interrupted. Nothing that waits: this may be called anywhere.
+        if self._fd >= 0:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        descriptor, self._fd = self._fd, -1
+        if os.getpid() == self._pid:
+            _held.pop(str(self.path), None)
+        os.close(descriptor)
 
     def rename(self, key: Fingerprint) -> None:
         """Go on under the key of the same fit with other options."""
@@ -371,9 +389,8 @@ class Journal:
         if path != self.path:
             self.path.rename(path)
             with _guard:
-                _held.discard(str(self.path))
-                _held.add(str(path))
-            self.path = path
+                _held[str(path)] = _held.pop(str(self.path))
+                self.path = path
 
     def copy_of(self, records: int) -> bytes:
         """Return the frames of the first evaluations, for a journal that goes another way."""
@@ -412,13 +429,15 @@ def stop_frame(callback: str, call: int) -> bytes:
 
 
 def end_frame(called: dict[str, int]) -> bytes:
-    """Return the end of a run, and how often each callback was called, as a frame."""
+    """Return the end of a run, and how often each callback was called, if known, as a frame."""
     return _frame(b"Z", msgspec.msgpack.encode(called))
 
 
 # Locks belong to the process (``lockf``), not to the open file (``flock``): the workers of a
-# killed parent would hold the latter on. They do not part threads, so this set does.
-_held: set[str] = set()
+# killed parent would hold the latter on. They do not part threads, so this register does. They are
+# gone as soon as the process closes any descriptor of the file: what is held is read by its own.
+_held: dict[str, int] = {}
+"""Paths, and descriptors, of journals that are open."""
 _guard = threading.Lock()
 free_in_children(sys.modules[__name__], "_guard")
 
@@ -432,6 +451,10 @@ class Found(NamedTuple):
 
 
 NONE = Found(None, busy=False)
+_NOT_MINE = {
+    *(errno.EACCES, errno.EAGAIN, errno.ENOENT, errno.EEXIST),  # somebody else's, or there is none
+    *(errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EINVAL),  # no file at all
+}
 
 
 class Shelf:
@@ -467,11 +490,17 @@ class Shelf:
         Found
             The journal locked. One that is damaged is deleted.
         """
-        names = self._names(fit, key)
-        for name in names:
-            journal = self._load(fit, name)
-            if journal is not None:
-                return Found(journal, busy=False)
+        for attempt in range(2):
+            names = self._names(fit, key)
+            for name in names:
+                journal = self._load(fit, name)
+                if journal is not None:
+                    return Found(journal, busy=False)
+            if attempt or not any(f"{self.folder}/{fit}/{name}" in _held for name in names):
+                break
+            # It is this process' own: another thread's, or of a fit that Ctrl-C has ended at an
+            # instant at which it could not be closed, and that nobody refers to any more.
+            gc.collect()
         return Found(None, busy=bool(names) and bool(self._names(fit, key)))
 
     def others(self, fit: Fingerprint, key: Fingerprint) -> Iterator[Journal]:
@@ -521,7 +550,7 @@ class Shelf:
             raise OSError(errno.EEXIST, "the journal of this run exists", str(path))
         try:
             journal.write(first)
-        except OSError:
+        except BaseException:
             journal.close(delete=True)
             raise
         return journal
@@ -554,23 +583,16 @@ class Shelf:
         return True
 
     def _open(self, path: Path, flags: int) -> Journal | None:
-        name = str(path)
+        """Open and lock one; None if it is in use, or is no file."""
+        return undisturbed(lambda: _opened(path, flags))
+
+    def content(self, path: Path) -> bytes:
+        """Return the bytes of a journal, whoever holds it."""
         with _guard:
-            if name in _held:
-                return None
-            _held.add(name)
-        descriptor = -1
-        try:
-            descriptor = os.open(path, flags | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if descriptor >= 0:
-                os.close(descriptor)
-            _held.discard(name)
-            if error.errno in {errno.EACCES, errno.EAGAIN, errno.ENOENT, errno.EEXIST}:
-                return None
-            raise
-        return Journal(path, descriptor)
+            descriptor = _held.get(str(path))
+            if descriptor is None:
+                return path.read_bytes()
+            return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
     def paths(self) -> list[Path]:
         """Return all journals, whoever holds them."""
@@ -623,6 +645,24 @@ class Shelf:
         with contextlib.suppress(OSError):
             path.parent.rmdir()
         return True
+
+
+def _opened(path: Path, flags: int) -> Journal | None:
+    with _guard:
+        if str(path) in _held:
+            return None
+        descriptor = -1
+        try:
+            descriptor = os.open(path, flags | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if descriptor >= 0:
+                os.close(descriptor)
+            if error.errno in _NOT_MINE:
+                return None
+            raise
+        _held[str(path)] = descriptor
+        return Journal(path, descriptor)
 
 
 def _names_in(folder: str | Path) -> list[str]:

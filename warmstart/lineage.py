@@ -61,19 +61,83 @@ class Lineage:
         return f"<Lineage of {len(self.runs)} runs, {len(self.edges)} began where others ended>"
 
     def parents(self, run: str) -> list[str]:
-        """Return the runs that one began with, or is part of."""
+        """Return the runs that one began with, or is part of.
+
+        Parameters
+        ----------
+        run : str
+            Its id.
+
+        Returns
+        -------
+        list of str
+            Ids; empty if there are none.
+
+        Raises
+        ------
+        RunLookupError
+            If the lineage has no such run.
+        """
         return [edge.run for edge in self._up.get(self._known(run), [])]
 
     def children(self, run: str) -> list[str]:
-        """Return the runs that began with one, or are parts of it."""
+        """Return the runs that began with one, or are parts of it.
+
+        Parameters
+        ----------
+        run : str
+            Its id.
+
+        Returns
+        -------
+        list of str
+            Ids; empty if there are none.
+
+        Raises
+        ------
+        RunLookupError
+            If the lineage has no such run.
+        """
         return [edge.begins for edge in self._down.get(self._known(run), [])]
 
     def ancestors(self, run: str) -> list[str]:
-        """Return all runs that one goes back to, the nearest first."""
+        """Return all runs that one goes back to, the nearest first.
+
+        Parameters
+        ----------
+        run : str
+            Its id.
+
+        Returns
+        -------
+        list of str
+            Ids; empty if there are none.
+
+        Raises
+        ------
+        RunLookupError
+            If the lineage has no such run.
+        """
         return self._reach(run, self.parents)
 
     def descendants(self, run: str) -> list[str]:
-        """Return all runs that go back to one, the nearest first."""
+        """Return all runs that go back to one, the nearest first.
+
+        Parameters
+        ----------
+        run : str
+            Its id.
+
+        Returns
+        -------
+        list of str
+            Ids; empty if there are none.
+
+        Raises
+        ------
+        RunLookupError
+            If the lineage has no such run.
+        """
         return self._reach(run, self.children)
 
     def _reach(self, run: str, step: Callable[[str], list[str]]) -> list[str]:
@@ -88,7 +152,23 @@ class Lineage:
         return list(found)
 
     def path(self, start: str, end: str) -> list[Edge] | None:
-        """Return the shortest way from a run to one that goes back to it; None without one."""
+        """Return the shortest way from a run to one that goes back to it; None without one.
+
+        Parameters
+        ----------
+        start, end : str
+            Ids.
+
+        Returns
+        -------
+        list of Edge or None
+            From `start` on; empty if `end` is `start`.
+
+        Raises
+        ------
+        RunLookupError
+            If the lineage has no run `start`.
+        """
         came: dict[str, Edge] = {}
         waiting = deque([self._known(start)])
         while waiting:
@@ -116,7 +196,23 @@ class Lineage:
         return sorted(run for run in self.runs if run not in self._down)
 
     def depth(self, run: str) -> int:
-        """Return the length of the longest way from a root to a run."""
+        """Return the length of the longest way from a root to a run.
+
+        Parameters
+        ----------
+        run : str
+            Its id.
+
+        Returns
+        -------
+        int
+            0 for a root.
+
+        Raises
+        ------
+        RunLookupError
+            If the lineage has no such run.
+        """
         deepest: dict[str, int] = {}
         for name in sorted({self._known(run), *self.ancestors(run)}):  # parents come first
             above = [deepest.get(edge.run, 0) + 1 for edge in self._up.get(name, [])]
@@ -124,7 +220,13 @@ class Lineage:
         return deepest[run]
 
     def sorted(self) -> list[str]:
-        """Return all runs, each after those that it goes back to."""
+        """Return all runs, each after those that it goes back to.
+
+        Returns
+        -------
+        list of str
+            Ids.
+        """
         return sorted(self.runs)
 
     def _known(self, run: str) -> str:
@@ -133,7 +235,13 @@ class Lineage:
         return run
 
     def to_dict(self) -> Mapping[str, object]:
-        """Return runs and edges, for JSON."""
+        """Return runs and edges, for JSON.
+
+        Returns
+        -------
+        mapping of str to object
+            ``runs``, and ``edges`` as mappings.
+        """
         return {"runs": self.sorted(), "edges": [edge._asdict() for edge in self.edges]}
 
 

@@ -81,9 +81,12 @@ class lazily(Generic[_T]):  # noqa: N801 (a decorator)
 
 _held: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _taken: list[Any] = []
+_forking = threading.Lock()
+"""Held around a fork: `_taken` is of one thread."""
 
 
 def _take() -> None:
+    _forking.acquire()
     _taken[:] = [getattr(owner, name) for owner, name in list(_held.items())]
     for lock in _taken:
         lock.acquire()
@@ -92,6 +95,7 @@ def _take() -> None:
 def _leave() -> None:
     while _taken:
         _taken.pop().release()
+    _forking.release()
 
 
 def _renew() -> None:

@@ -11,7 +11,7 @@ from warmstart.rows import RunInfo, read_small, summary_row
 from warmstart.search import infos
 from warmstart.store import Store
 
-__all__ = ["Model", "models"]
+__all__ = ["Model", "models", "name_of"]
 
 _NEWEST = 2000
 """Runs that are looked at."""
@@ -24,7 +24,7 @@ class Model:
     Parameters
     ----------
     what : str
-        Name of the function, and the method, of the newest fit.
+        Name of the function, and the method, of the newest fit, or the name of the model.
     fits : int
         Among the newest 2000 runs.
     evaluations : int
@@ -39,6 +39,13 @@ class Model:
     fits: int
     evaluations: int
     stability: dict[str, tuple[str, float, float]]
+
+
+def name_of(summary: SpecSummary) -> str:
+    """Return the name of the function that is fitted, or of the model."""
+    model = summary.arguments.get("model", {})
+    names = (name for name in ("fun", "f", "func", "name", "model") if name in model)
+    return next((model[name][1] for name in names), "")
 
 
 def models(store: Store) -> list[Model]:
@@ -58,11 +65,13 @@ def models(store: Store) -> list[Model]:
             {
                 f"{part}.{name}": digest
                 for part, values in summary.arguments.items()
-                if part != "model"
+                if part not in {"model", "inside"}
                 for name, (digest, _) in values.items()
             }
             for _, summary in members
         ]
         evaluations = sum(info.evaluations for info, _ in members)
-        found.append(Model(members[0][0].what, len(members), evaluations, stability(flat)))
+        info, summary = members[0]
+        what = info.what or name_of(summary)
+        found.append(Model(what, len(members), evaluations, stability(flat)))
     return sorted(found, key=lambda model: -model.fits)

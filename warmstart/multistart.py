@@ -23,7 +23,7 @@ from warmstart.steps import Policy
 from warmstart.store import Store
 from warmstart.warm import options_of, store_of, using
 
-__all__ = ["Minimum", "multistart"]
+__all__ = ["Minima", "Minimum", "multistart"]
 
 Vector = NDArray[np.float64]
 
@@ -47,18 +47,39 @@ class Minimum:
     count: int
 
 
+class Minima(OptimizeResult):  # type: ignore[misc]
+    """The best fit's result, and all minima; printed, it is a row a minimum."""
+
+    def __repr__(self) -> str:
+        rows = [
+            f"{minimum.fun:>12.6g}  {minimum.count:>6}  {_short(minimum.x)}"
+            for minimum in self.minima[:_SHOWN]
+        ]
+        if len(self.minima) > _SHOWN:
+            rows.append(f"and {len(self.minima) - _SHOWN:,} more in .minima")
+        head = f"{len(self.minima):,} minima from {len(self.starts):,} starts"
+        return "\n".join([head, f"{'fun':>12}  {'starts':>6}  x", *rows])
+
+
+_SHOWN = 10
+
+
+def _short(x: Vector) -> str:
+    return np.array2string(x, precision=5, threshold=6, edgeitems=3, max_line_width=10_000)
+
+
 def multistart(
     fun: Callable[..., Any],
     starts: ArrayLike | int,
     bounds: Any = None,
     args: tuple[Any, ...] = (),
     *,
-    rng: int = 0,
+    rng: Any = 0,
     tolerance: float = 1e-4,
     n_jobs: int | None = None,
     progress: bool = False,
     **options: Any,
-) -> OptimizeResult:
+) -> Minima:
     """Minimize from many starts; killed at any instant, the same call does what is left.
 
     Parameters
@@ -71,8 +92,9 @@ def multistart(
         As `scipy.optimize.minimize` takes them; finite if `starts` is a number.
     args : tuple
         More arguments of the objective.
-    rng : int
-        Which scrambling of the Sobol sequence.
+    rng : int, Generator or None
+        Which scrambling of the Sobol sequence; an int for the same one again, which is then
+        remembered.
     tolerance : float
         Solutions are one minimum if they are no further apart than this, relative to the range of
         the starts, and their objectives, relative to the larger one.
@@ -85,14 +107,16 @@ def multistart(
 
     Returns
     -------
-    OptimizeResult
-        The best fit's, with ``minima`` (list of `Minimum`, the best first), ``starts`` (k, n),
-        ``results`` (one a start), and ``run``, the id of the run of which all fits are parts.
+    Minima
+        The best fit's OptimizeResult, with ``minima`` (list of `Minimum`, the best first),
+        ``starts`` (k, n), ``results`` (one a start), and ``run``, the id of the run of which all
+        fits are parts.
 
     Raises
     ------
     ArgumentError
-        For starts that are none, and for a number of them without finite bounds.
+        For starts that are none, for a number of them without finite bounds, and for a wrong
+        `rng`, `tolerance` or `n_jobs`.
 
     Notes
     -----
@@ -116,6 +140,8 @@ def multistart(
         raise ArgumentError(f"fun is a function of x, not {type(fun).__name__}")
     if not isinstance(tolerance, (int, float)) or not 0.0 < tolerance < 1.0:
         raise ArgumentError(f"tolerance is a number between 0 and 1, not {tolerance!r:.60}")
+    if n_jobs is not None and (type(n_jobs) is not int or n_jobs == 0):
+        raise ArgumentError(f"n_jobs is a number of processes or -1 for all, not {n_jobs!r:.60}")
     given = {"bounds": bounds, **options}
     store = store_of(options_of(None))
     run = store.attempt(lambda: _run(store, fun, points, args, given), None)
@@ -156,15 +182,25 @@ def multistart(
     return _gather(points, results, tolerance, run)
 
 
-def _starts(starts: ArrayLike | int, bounds: Any, rng: int) -> Vector:
+def _starts(starts: ArrayLike | int, bounds: Any, rng: Any) -> Vector:
     if isinstance(starts, (int, np.integer)) and not isinstance(starts, bool):
+        if starts < 1:
+            raise ArgumentError(f"starts is a number from 1 up or a (k, n) array, not {starts}")
         limits = _finite(bounds)
-        if starts < 1 or limits is None:
+        if limits is None:
+            given = "" if bounds is None else f", not {bounds!r:.60}"
             raise ArgumentError(
-                f"{starts} starts are drawn between bounds, one finite pair for each parameter: "
-                "write bounds=[(-1, 1), ...], or give the starts themselves, a (k, n) array"
+                f"{starts} starts are drawn between bounds, a finite lower and a higher upper one "
+                f"for each parameter{given}: write bounds=[(-1, 1), ...], or give the starts "
+                "themselves, a (k, n) array"
             )
-        draws = qmc.Sobol(len(limits[0]), rng=np.random.default_rng(rng))
+        try:
+            generator = np.random.default_rng(rng)
+        except (TypeError, ValueError) as reason:
+            raise ArgumentError(
+                f"rng is a number from 0 up, a Generator or None, not {rng!r:.60}: {reason}"
+            ) from None
+        draws = qmc.Sobol(len(limits[0]), rng=generator)
         unit = draws.random_base2(max(0, int(np.ceil(np.log2(starts)))))[:starts]
         return np.asarray(qmc.scale(unit, *limits))
     try:
@@ -265,9 +301,7 @@ class _Calls:
         return place, found
 
 
-def _gather(
-    points: Vector, results: dict[int, Any], tolerance: float, run: Run | None
-) -> OptimizeResult:
+def _gather(points: Vector, results: dict[int, Any], tolerance: float, run: Run | None) -> Minima:
     ordered = [results[place] for place in range(len(points))]
     x = np.array([result.x for result in ordered])
     fun = np.array([float(np.ravel(result.fun)[0]) for result in ordered])
@@ -284,6 +318,6 @@ def _gather(
                 break
         else:
             minima.append(Minimum(x[place], float(fun[place]), 1))
-    best = OptimizeResult(ordered[int(np.nanargmin(np.where(np.isfinite(fun), fun, np.inf)))])
+    best = Minima(ordered[int(np.nanargmin(np.where(np.isfinite(fun), fun, np.inf)))])
     best.update(minima=minima, starts=points, results=ordered, run=run.id if run else None)
     return best

@@ -31,7 +31,7 @@ from warmstart.code import (
 )
 from warmstart.errors import FingerprintError
 from warmstart.randomness import state_of
-from warmstart.values import Encoder, writes
+from warmstart.values import NUMBERS, Encoder, writes
 
 __all__: list[str] = []
 
@@ -60,6 +60,9 @@ def _write_function(encoder: Encoder, function: types.FunctionType) -> None:
     code = function.__code__
     digest, names, by_text = _code_facts(code)
     encoder.out.append(b"F" + digest)
+    encoder.tell("", digest)
+    if function.__defaults__ and NUMBERS.issuperset(map(type, function.__defaults__)):
+        encoder.tell(".__defaults__", function.__defaults__)
     encoder.part(".__defaults__", function.__defaults__)
     encoder.part(".__kwdefaults__", function.__kwdefaults__)
     if function.__closure__:

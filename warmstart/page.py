@@ -7,6 +7,7 @@ new data every few seconds.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hmac
 import json
@@ -198,6 +199,16 @@ def serve(store: Store, port: int = 0) -> Served:
     port : int
         0 for a free one.
 
+    Returns
+    -------
+    Served
+        Where it is, and what ends it.
+
+    Raises
+    ------
+    ArgumentError
+        If the port is in use, or not for this user.
+
     Notes
     -----
     Requests without the token, or for another host name (as a page from elsewhere would make by
@@ -206,6 +217,10 @@ def serve(store: Store, port: int = 0) -> Served:
     token = secrets.token_urlsafe(24)
 
     class Handler(BaseHTTPRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(ConnectionError):  # the browser has left
+                super().handle()
+
         def do_GET(self) -> None:
             parts = urlsplit(self.path)
             given = parse_qs(parts.query).get("token", [""])[0]
@@ -233,7 +248,13 @@ def serve(store: Store, port: int = 0) -> Served:
         def log_message(self, *_: Any) -> None:
             """Say nothing on standard error."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError as error:
+        raise ArgumentError(
+            f"port {port} cannot be served at ({error.strerror}): give another one, or 0 for "
+            "one that is free"
+        ) from error
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, name="warmstart-ui", daemon=True)
     thread.start()

@@ -46,13 +46,15 @@ def plot_run(run: Run, name: str | None = None, *, ax: Any = None) -> Any:
         With a logarithmic axis where the values span more than two decades above zero.
     """
     names = run.metric_names
-    if name is None and names:
+    if not names:
+        raise ArgumentError(
+            f"run {run.id[:14]} has no series to plot: a fit of 10 ms or more has them, or what "
+            "run.log_metric(name, value) notes"
+        )
+    if name is None:
         name = "best" if "best" in names else names[0]
     if name not in names:
-        raise ArgumentError(
-            f"run {run.id[:14]} has no series {name!r}: it has {', '.join(names) or 'none'} "
-            "(fits of less than 10 ms keep none)"
-        )
+        raise ArgumentError(f"run {run.id[:14]} has no series {name!r}: it has {', '.join(names)}")
     ax, found = _axes(ax), run.metrics(name)
     step = "post" if name == "best" else "default"
     ax.plot(found.steps, found.values, drawstyle=f"steps-{step}" if step == "post" else step)

@@ -111,7 +111,9 @@ def states(generators: Sequence[Any]) -> list[Any]:
     """Return the states of generators; of anything else, nothing."""
     found: list[Any] = []
     for generator in generators:
-        if isinstance(generator, np.random.Generator):
+        if isinstance(generator, np.random.BitGenerator):
+            found.append(state_of(np.random.Generator(generator)))
+        elif isinstance(generator, np.random.Generator):
             found.append(state_of(generator))
         elif isinstance(generator, np.random.RandomState):
             found.append(dict(generator.get_state(legacy=False)))
@@ -121,8 +123,8 @@ def states(generators: Sequence[Any]) -> list[Any]:
 def restore(generators: Sequence[Any], found: Sequence[Any]) -> None:
     """Put generators into states that were taken of them."""
     for generator, state in zip(generators, found, strict=False):
-        if isinstance(generator, np.random.Generator):
-            bits: Any = generator.bit_generator
+        if isinstance(generator, (np.random.Generator, np.random.BitGenerator)):
+            bits: Any = getattr(generator, "bit_generator", generator)
             seeds = state["seeds"]
             if seeds is None:
                 bits.state = state["bits"]

@@ -30,6 +30,8 @@ _SMALL, _FEW = 1024, 64
 _MANY = 1 << 14
 """Parts of a signature; more has a list that holds itself, or another many times over."""
 _CAPACITY = 1024
+_MOST = 64 << 20
+"""Bytes of arrays that functions hold, which are kept alive with them."""
 _MAX_HELPERS = 64
 
 
@@ -191,6 +193,7 @@ class Recent(Generic[_T]):
 
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], tuple[list[_Steady], _T]] = {}
+        self._held = 0
 
     def get(self, signed: tuple[Any, ...]) -> _T | None:
         """Return what is known of a call with this signature, if its functions are as they were."""
@@ -209,6 +212,9 @@ class Recent(Generic[_T]):
             steady = [_Steady(part) for part in signed if type(part) is types.FunctionType]
         except _Unsteady:
             return
-        if len(self._known) >= _CAPACITY:
+        held = sum(array.nbytes for one in steady for array, _ in one.arrays)
+        if len(self._known) >= _CAPACITY or self._held + held > _MOST:
             self._known.clear()
+            self._held = 0
+        self._held += held
         self._known[signed] = (steady, known)

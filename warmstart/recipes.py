@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,7 @@ __all__ = ["Fits", "Replicates", "bootstrap", "fit_folds", "fit_path", "jackknif
 Fit = Callable[..., Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fits:
     """The results of a loop, in the order in which they were asked for.
 
@@ -41,7 +42,8 @@ class Fits:
     fun : (k,) array
         The objective at each; NaN where the result does not say.
     nfev : (k,) array of int
-        Calls of the user's functions that each took now; 0 for one that was remembered.
+        Calls of the user's functions that each took now; 0 for one that was remembered, or
+        if nobody counted.
     results : list
         What each fit returned.
     reports : list of FitReport
@@ -56,13 +58,36 @@ class Fits:
     x: NDArray[np.float64]
     fun: NDArray[np.float64]
     nfev: NDArray[np.int64]
-    results: list[Any] = field(repr=False)
-    reports: list[FitReport] = field(repr=False)
+    results: list[Any]
+    reports: list[FitReport]
     scores: NDArray[np.float64] | None = None
     estimate: NDArray[np.float64] | None = None
 
+    def __repr__(self) -> str:
+        sources = Counter(report.source for report in self.reports)
+        counts = ", ".join(f"{count:,} {source}" for source, count in sources.items())
+        fits = f"{len(self.x):,} fits of {self.x.shape[1]:,} parameters"
+        lines = [f"{fits}: {counts}; {self.nfev.sum():,} evaluations"]
+        with np.printoptions(precision=5, threshold=6, edgeitems=3, linewidth=10_000):
+            for name in ("scores", "estimate", "standard_error", "bias"):
+                value = getattr(self, name, None)
+                if value is not None:
+                    lines.append(f"{name:>14}  {value}")
+        return "\n".join(lines)
+
     def to_frame(self) -> Any:
-        """Return a pandas DataFrame, a row a fit."""
+        """Return a pandas DataFrame, a row a fit.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``x0``, ``x1``, ...; ``fun``, ``nfev``, ``source``, and ``score`` if there is one.
+
+        Raises
+        ------
+        ArgumentError
+            Without pandas.
+        """
         try:
             import pandas as pd  # noqa: PLC0415 (optional)
         except ImportError:
@@ -76,7 +101,7 @@ class Fits:
         return pd.DataFrame(columns, index=pd.Index(self.index, name="index"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Replicates(Fits):
     """Solutions of resampled data.
 
@@ -93,6 +118,16 @@ class Replicates(Fits):
         """Return lower and upper limits, (2, n), by percentiles of the replicates.
 
         Efron and Tibshirani 1993, chapter 13. For bootstrap replicates.
+
+        Parameters
+        ----------
+        level : float
+            Between 0 and 1.
+
+        Returns
+        -------
+        (2, n) array
+            Lower and upper limits.
         """
         if not isinstance(level, (int, float)) or not 0.0 < level < 1.0:
             raise ArgumentError(f"level is a number between 0 and 1, not {level!r:.60}")
@@ -181,7 +216,7 @@ def _gather(
         "index": index,
         "x": np.array([x for x, _ in solutions]),
         "fun": np.array([value for _, value in solutions]),
-        "nfev": np.array([report.evaluations for _, report in answers]),
+        "nfev": np.array([report.evaluations or 0 for _, report in answers]),
         "results": [result for result, _ in answers],
         "reports": [report for _, report in answers],
         "scores": None if scores is None else np.array(scores),

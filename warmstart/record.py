@@ -78,12 +78,18 @@ _SOURCES = ("cold", "checkpoint", "journal", "near", "user")
 
 
 class EntryKind(enum.Enum):
-    """What an entry is to the fit that left it."""
+    """What an entry is to the fit that left it.
+
+    Attributes
+    ----------
+    CHECKPOINT
+        A state on the way.
+    FINAL
+        The result.
+    """
 
     CHECKPOINT = "checkpoint"
-    """A state on the way."""
     FINAL = "final"
-    """The result."""
 
 
 class Start(msgspec.Struct, frozen=True):

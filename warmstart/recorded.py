@@ -80,6 +80,12 @@ class Recorded:
         self.is_gradient = function.label in {"jac", "fprime"}
         self._is_plain = False
 
+    def __getattr__(self, name: str) -> Any:
+        """Have the attributes of the function, which a method of the user's may ask for."""
+        if name == "function":  # not there yet
+            raise AttributeError(name)
+        return getattr(self.function, name)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _itself, (self.function,)
 

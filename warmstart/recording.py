@@ -11,7 +11,7 @@ import functools
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 import warmstart.journal as files
-from warmstart.caller import complain
+from warmstart.caller import complain, undisturbed
 from warmstart.carrying import Carrier
 from warmstart.continuation import solver_state
 from warmstart.fingerprint import environment
@@ -124,6 +124,8 @@ class Recorder:
         The key at `Level.JOURNAL`.
     target : callable or None
         Computes the number to rank points by from the primary function's value.
+    tracked : sequence of generators
+        Those that the user's functions draw from.
 
     Notes
     -----
@@ -139,6 +141,7 @@ class Recorder:
         shelf: Shelf | None,
         fit: Any,
         target: Callable[[Any], Any] | None,
+        tracked: Sequence[Any],
     ) -> None:
         self.started = time.perf_counter()
         self.recording = shelf is not None and options.journal is not False
@@ -155,7 +158,7 @@ class Recorder:
         self.ranked: list[Any] = []
         """Objectives that are not in the trace yet, and their points."""
         self.ranked_at: list[bytes] = []
-        self.tracked = options.track
+        self.tracked = tracked
         self.memo: dict[tuple[int, int], tuple[Any, Any]] | None = {} if options.dedup else None
         self.due = self.started + files.BUFFER_SECONDS
         self.best = np.inf
@@ -185,6 +188,7 @@ class Recorder:
         self._target = target
         self._state: dict[str, Any] | None = None
         self._lock = threading.RLock()
+        self._making = threading.Lock()
         self._channels: list[str] = []
         self._callbacks: dict[str, int] = {}
         self._source: Journal | None = None
@@ -227,7 +231,7 @@ class Recorder:
         """Return a callback whose stops are recorded, and that may sleep during a replay."""
         skips = self._options.callbacks == "skip"
 
-        @functools.wraps(callback, updated=())
+        @functools.wraps(callback, assigned=(), updated=())  # scipy asks for its signature
         def called(*args: Any, **kwargs: Any) -> Any:
             call = self._callbacks[label] = self._callbacks.get(label, 0) + 1
             source = self._source if skips else None
@@ -327,8 +331,10 @@ class Recorder:
                 return NOTHING
             if found.form & FORM == OPAQUE:
                 self.opaque += 1
-                self._give(found, raw)
-                return own(recorded.function(*args, **kwargs))
+                try:
+                    return own(recorded.function(*args, **kwargs))
+                finally:  # after it: what it draws now it drew then
+                    self._give(found, raw)
             value, mutated = self._give(found, raw, lambda: recorded.function(*args, **kwargs))
             if mutated is not None and type(args[0]) is np.ndarray:
                 args[0][...] = np.frombuffer(mutated, args[0].dtype).reshape(args[0].shape)
@@ -672,12 +678,19 @@ class Recorder:
         return asked or now >= self.started + FIRST or self._pending > _PENDING
 
     def _begin_journal(self) -> None:
-        head = files.header_frame(self._header()) + files.life_frame(self._life())
-        self._make(head)
+        self._make(files.header_frame(self._header()) + files.life_frame(self._life()))
 
     def _make(self, first: bytes) -> None:
-        assert self._shelf is not None
-        self.journal = self._shelf.create(self._fit, self._session.key, self._session.run_id, first)
+        shelf = self._shelf
+        assert shelf is not None
+
+        def make() -> None:
+            with self._making:  # whoever was interrupted, and comes again, finds it made
+                if self.journal is None:
+                    names = self._session.key, self._session.run_id
+                    self.journal = shelf.create(self._fit, *names, first)
+
+        undisturbed(make)
 
     def _life(self) -> Life:
         return Life(
@@ -771,6 +784,16 @@ class Recorder:
 
     # The end
 
+    def note_failure(self) -> None:
+        """Note that the fit has ended in an exception of its own: it was not killed.
+
+        Its next life will replay all and record nothing again.
+        """
+        if self.journal is not None:
+            with self._lock:
+                self._absorb()
+                self._waiting.append(files.end_frame({}))
+
     def traced(self) -> dict[bytes, bytes]:
         """Return the rows that tell how the fit converged; none for one of some milliseconds."""
         if time.perf_counter() - self.started < _TRACED:
@@ -798,12 +821,23 @@ class Recorder:
         self._progress.close()
         for made in self._maps:
             made.close()
+        short = self.journal is None and not self._is_time(time.perf_counter())
+        if short and (completed or not keep):
+            self.recording = False
+        work = functools.partial(self._finish, completed=completed)
+        # Ctrl-C may have come as `settle` had just taken the lock, which then is this thread's.
+        with contextlib.suppress(RuntimeError):
+            self._lock.release()
+        try:
+            # A journal that were left half closed would stay locked by this process.
+            undisturbed(work) if self.recording or self._source is not None else work()
+        finally:
+            self._blas.release()
+
+    def _finish(self, *, completed: bool) -> None:
         with self._lock:
             if self.replay is not None:
                 self._reach_frontier()
-            short = self.journal is None and not self._is_time(time.perf_counter())
-            if short and (completed or not keep):
-                self.recording = False
             self._absorb()
             if self.recording and self._waiting:
                 self._write(time.perf_counter())
@@ -827,7 +861,6 @@ class Recorder:
                 journal.close()
             if self._source is not None and self._source is not journal:
                 self._source.close()
-        self._blas.release()
         if journal is not None and self._shelf is not None:
             shelf = self._shelf
             if completed:

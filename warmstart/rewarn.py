@@ -2,7 +2,8 @@
 
 What a fit warns is overheard at ``warnings.showwarning``, the one hook that changes neither
 filters nor registries. ``warnings.catch_warnings`` does change them, for all threads, and
-would show again what is shown once a process; a warning that the filters hide is not recorded.
+would show again what is shown once a process; a warning that the filters hide is not recorded,
+only that they hide all (`hides`).
 Either time they point to the line that called this package, as they do without it.
 """
 
@@ -25,7 +26,7 @@ import scipy.optimize
 from warmstart.caller import is_here, outside, warn_at
 from warmstart.locks import free_in_children
 
-__all__ = ["overhear", "rewarn"]
+__all__ = ["hides", "overhear", "rewarn"]
 
 _MAX = 20
 _log: ContextVar[tuple[list[tuple[str, str]], str] | None] = ContextVar("log", default=None)
@@ -108,6 +109,22 @@ def _is_shown(frame: types.FrameType, text: str, category: type[Warning], lineno
         return True
     there.update(note)
     return False
+
+
+def hides() -> bool:
+    """Return whether the filters in force ignore what scipy.optimize warns of, whatever it is."""
+    return any(_action_on(category) == "ignore" for category in _SCIPYS)
+
+
+_SCIPYS = (scipy.optimize.OptimizeWarning, RuntimeWarning)
+
+
+def _action_on(given: type[Warning]) -> str | None:
+    """Return what is done with warnings of a category, whatever their text and place."""
+    for action, message, category, module, line in warnings.filters:
+        if message is None and module is None and not line and issubclass(given, category):
+            return action
+    return None
 
 
 def rewarn(heard: Any, *, among: types.ModuleType = scipy.optimize) -> None:

@@ -267,24 +267,83 @@ class Run:
     # Its course
 
     def start(self) -> Run:
-        """Begin; `started` is now."""
+        """Begin; `started` is now.
+
+        Returns
+        -------
+        Run
+            Itself.
+
+        Raises
+        ------
+        StatusError
+            If it is not pending.
+        """
         now = self.store.clock()
         return self._go("running", started=now, ended=None, error=None, **_here(now))
 
     def complete(self) -> Run:
-        """End well."""
+        """End well.
+
+        Returns
+        -------
+        Run
+            Itself.
+
+        Raises
+        ------
+        StatusError
+            If it is not running.
+        """
         return self._go("completed", ended=self.store.clock())
 
     def fail(self, message: str) -> Run:
-        """End with an error."""
+        """End with an error.
+
+        Parameters
+        ----------
+        message : str
+            What went wrong; the first 500 characters are kept.
+
+        Returns
+        -------
+        Run
+            Itself.
+
+        Raises
+        ------
+        StatusError
+            If it is not running.
+        """
         return self._go("failed", ended=self.store.clock(), error=str(message)[:500])
 
     def cancel(self, message: str | None = None) -> Run:
-        """End before the end."""
+        """End before the end.
+
+        Parameters
+        ----------
+        message : str, optional
+            Why.
+
+        Returns
+        -------
+        Run
+            Itself.
+
+        Raises
+        ------
+        StatusError
+            If it is not running.
+        """
         return self._go("cancelled", ended=self.store.clock(), error=message)
 
     def resume(self) -> Run:
         """Go on with a run that is dead, failed or cancelled; its steps and series go on, too.
+
+        Returns
+        -------
+        Run
+            Itself.
 
         Raises
         ------
@@ -365,6 +424,21 @@ class Run:
     def update(self, **changes: Any) -> Run:
         """Change what is said of it: ``name``, ``note``, ``log_uri``, ``recipe``, ``extra``.
 
+        Parameters
+        ----------
+        **changes
+            Fields of `Document`, each of which takes the place of what was there.
+
+        Returns
+        -------
+        Run
+            Itself.
+
+        Raises
+        ------
+        ArgumentError
+            For a field that there is not, or of the wrong type.
+
         Examples
         --------
         >>> from warmstart import Store
@@ -396,18 +470,53 @@ class Run:
         return self
 
     def log_param(self, name: str, value: Any) -> Run:
-        """Note a parameter."""
+        """Note a parameter.
+
+        Parameters
+        ----------
+        name : str
+            Of the parameter; a value that it had goes.
+        value : str, number, bool, list or dict
+            Its type is kept; arrays become lists.
+
+        Returns
+        -------
+        Run
+            Itself.
+        """
         return self.log_params({name: value})
 
     def log_params(self, params: Mapping[str, Any]) -> Run:
-        """Note parameters: text, numbers, booleans, lists and dicts."""
+        """Note parameters: text, numbers, booleans, lists and dicts.
+
+        Parameters
+        ----------
+        params : mapping of str to object
+            Names and values; parameters that are not named stay.
+
+        Returns
+        -------
+        Run
+            Itself.
+        """
         given = _plain(params, "params")
         return self._edit(
             lambda known: msgspec.structs.replace(known, params={**known.params, **given})
         )
 
     def set_tags(self, tags: Mapping[str, str | None]) -> Run:
-        """Set tags; None takes one away."""
+        """Set tags; None takes one away.
+
+        Parameters
+        ----------
+        tags : mapping of str to (str or None)
+            Names and values; tags that are not named stay.
+
+        Returns
+        -------
+        Run
+            Itself.
+        """
         _check_tags(tags, none=True)
 
         def change(known: Document) -> Document:
@@ -418,7 +527,20 @@ class Run:
         return self._edit(change)
 
     def set_span(self, trace: str, span: str) -> Run:
-        """Note the ids of a trace and a span, as OpenTelemetry writes them."""
+        """Note the ids of a trace and a span, as OpenTelemetry writes them.
+
+        Parameters
+        ----------
+        trace : str
+            32 hexadecimal digits.
+        span : str
+            16 hexadecimal digits.
+
+        Returns
+        -------
+        Run
+            Itself.
+        """
         return self._edit(lambda known: msgspec.structs.replace(known, span=(trace, span)))
 
     @property
@@ -468,12 +590,31 @@ class Run:
         self._buffer.add(name, number, int(step), self.store.clock() if time is None else time)
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Note a point of several series."""
+        """Note a point of several series.
+
+        Parameters
+        ----------
+        values : mapping of str to float
+            A value a series.
+        step : int, optional
+            The same for all; by default, for each, one more than its highest.
+        """
         for name, value in values.items():
             self.log_metric(name, value, step)
 
     def metrics(self, name: str) -> Series:
-        """Return a series in the order of its steps; an empty one if there is none."""
+        """Return a series in the order of its steps; an empty one if there is none.
+
+        Parameters
+        ----------
+        name : str
+            Of the series, as in `metric_names`.
+
+        Returns
+        -------
+        Series
+            Steps, values and times.
+        """
         series.check_name(name)
         self._buffer.flush()
         return series.read_series(self._backend, self.id, name)
@@ -489,7 +630,18 @@ class Run:
         return series.names(self._backend, self.id)
 
     def latest(self, name: str) -> float | None:
-        """Return the value at the highest step, the last logged of several; None without one."""
+        """Return the value at the highest step, the last logged of several; None without one.
+
+        Parameters
+        ----------
+        name : str
+            Of the series.
+
+        Returns
+        -------
+        float or None
+            Its value.
+        """
         return self.metrics(name).latest
 
     # Artifacts
@@ -536,6 +688,16 @@ class Run:
     def load_artifact(self, name: str) -> bytes:
         """Return the bytes under a name, whose hash is checked.
 
+        Parameters
+        ----------
+        name : str
+            Under which it was logged.
+
+        Returns
+        -------
+        bytes
+            All of it.
+
         Raises
         ------
         RunLookupError
@@ -549,7 +711,18 @@ class Run:
         raise RunLookupError(f"run {self.id[:14]} has no artifact {name!r:.60}")
 
     def delete_artifact(self, name: str) -> bool:
-        """Delete an artifact, and its bytes when the last one goes; whether it was there."""
+        """Delete an artifact, and its bytes when the last one goes; whether it was there.
+
+        Parameters
+        ----------
+        name : str
+            Under which it was logged.
+
+        Returns
+        -------
+        bool
+            False if there was none.
+        """
         return bool(artifacts.delete(self._backend, self.id, name))
 
     # States
@@ -601,11 +774,35 @@ class Run:
         return self._attempt(lambda: steps.save(self._backend, self.id, step, state, **options))
 
     def load_state(self, step: int | None = None, *, namespace: str = "") -> State | None:
-        """Return a state, by default that of the highest step; None if there is none."""
+        """Return a state, by default that of the highest step; None if there is none.
+
+        Parameters
+        ----------
+        step : int, optional
+            Which one.
+        namespace : str
+            Of a part of the work, as for `save_state`.
+
+        Returns
+        -------
+        State or None
+            Step, state, and the tasks that were under way.
+        """
         return steps.load(self._backend, self.id, step, namespace)
 
     def steps(self, *, namespace: str = "") -> list[int]:
-        """Return the steps of which there are states, rising."""
+        """Return the steps of which there are states, rising.
+
+        Parameters
+        ----------
+        namespace : str
+            Of a part of the work, as for `save_state`.
+
+        Returns
+        -------
+        list of int
+            Empty if there is none.
+        """
         return steps.steps(self._backend, self.id, namespace)
 
     # Lineage
@@ -619,16 +816,46 @@ class Run:
     # For people and programs
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all but series, artifacts and states; unset fields are left out."""
+        """Return all but series, artifacts and states; unset fields are left out.
+
+        Returns
+        -------
+        dict of str to object
+            The fields of `RunInfo` and `Document`.
+        """
         found = msgspec.to_builtins(self.info) | msgspec.to_builtins(self.document)
         return {**found, "run": self.id}
 
     def to_json(self) -> str:
-        """Return `to_dict` as JSON; NaN and infinities are written as JavaScript names them."""
+        """Return `to_dict` as JSON; NaN and infinities are written as JavaScript names them.
+
+        Returns
+        -------
+        str
+            One JSON object.
+        """
         return json.dumps(self.to_dict())
 
     def plot(self, name: str | None = None, *, ax: Any = None) -> Any:
-        """Draw a series over its steps (matplotlib); by default the objective's best."""
+        """Draw a series over its steps (matplotlib); by default the objective's best.
+
+        Parameters
+        ----------
+        name : str, optional
+            Of the series; by default ``"best"``, or the first there is.
+        ax : matplotlib Axes, optional
+            Where to.
+
+        Returns
+        -------
+        matplotlib Axes
+            With a logarithmic axis where the values span more than two decades above zero.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no such series.
+        """
         from warmstart.plots import plot_run  # noqa: PLC0415 (optional)
 
         return plot_run(self, name, ax=ax)

@@ -58,7 +58,12 @@ def condition(text: str) -> Condition:
         wanted = json.loads(value)
     except ValueError:
         wanted = value
-    return field, _SIGNS[sign], wanted
+    test = _SIGNS[sign]
+    if test in _ORDERED and _kind(wanted) != "number":
+        raise ArgumentError(f"{field}{sign} is followed by a number such as 0.5, not {value!r:.60}")
+    if test in {"contains", "startswith"} and not isinstance(wanted, str):
+        wanted = value
+    return field, test, wanted
 
 
 def _check_condition(given: Any) -> Condition:
@@ -187,30 +192,66 @@ def told(runs: Iterable[Run], tell: Callable[[Run], _T]) -> list[_T]:
     return found
 
 
+def _with_metrics(run: Run) -> dict[str, Any]:
+    return {**run.to_dict(), "metrics": {name: run.latest(name) for name in run.metric_names}}
+
+
 class Runs(list[Run]):
     """Runs that were found: a list, a table, JSON."""
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return `Run.to_dict` of each; one that was swept meanwhile is left out."""
+        """Return `Run.to_dict` of each; one that was swept meanwhile is left out.
+
+        Returns
+        -------
+        list of dict
+            A dict a run.
+        """
         return told(self, Run.to_dict)
 
     def to_json(self) -> str:
-        """Return all as a JSON list."""
+        """Return all as a JSON list.
+
+        Returns
+        -------
+        str
+            Which `warmstart.search.import_runs` reads.
+        """
         return json.dumps(self.to_dicts())
 
     def to_frame(self) -> Any:
-        """Return a pandas DataFrame, a row a run; parameters as ``params.name``."""
+        """Return a pandas DataFrame, a row a run.
+
+        Returns
+        -------
+        pandas.DataFrame
+            The fields of `RunInfo` and `Document`, with ``started``, ``ended`` and ``beat`` as
+            UTC Timestamps; parameters, tags and extras as ``params.NAME``, ``tags.NAME`` and
+            ``extra.NAME``; the latest value of each series as ``metrics.NAME``.
+
+        Raises
+        ------
+        ArgumentError
+            Without pandas.
+
+        Notes
+        -----
+        The series are read for it, some 50 us each.
+        """
         try:
             import pandas as pd  # noqa: PLC0415 (optional)
         except ImportError:
             raise ArgumentError("a DataFrame needs pandas: pip install pandas") from None
         flat = []
-        for found in self.to_dicts():
-            parts = {part: found.pop(part, {}) for part in ("params", "tags", "extra")}
+        for found in told(self, _with_metrics):
+            parts = {part: found.pop(part, {}) for part in ("params", "tags", "extra", "metrics")}
             for part, values in parts.items():
                 found |= {f"{part}.{name}": value for name, value in values.items()}
             flat.append(found)
-        return pd.DataFrame(flat)
+        frame = pd.DataFrame(flat)
+        for name in {"started", "ended", "beat"} & set(frame):
+            frame[name] = pd.to_datetime(frame[name].astype(float), unit="s", utc=True)
+        return frame
 
     def _repr_html_(self) -> str:
         from warmstart.html import runs_html  # noqa: PLC0415 (only notebooks need it)

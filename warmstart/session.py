@@ -21,7 +21,7 @@ import numpy as np
 
 from warmstart import host
 from warmstart.backends import Batch
-from warmstart.errors import ArgumentError
+from warmstart.errors import ArgumentError, CodecError
 from warmstart.fingerprint import Fingerprint, FitSpec, Level, environment
 from warmstart.locks import free_in_children
 from warmstart.pulse import Pulse
@@ -102,12 +102,18 @@ def beat(store: Store, run: str) -> None:
 
 
 class LoadSource(enum.Enum):
-    """Where a loaded entry came from."""
+    """Where a loaded entry came from.
+
+    Attributes
+    ----------
+    EXACT
+        The store has it under the session's own key; a final is the answer.
+    PRELOADED
+        The caller offered it: a start, whatever its kind.
+    """
 
     EXACT = "exact"
-    """The store has it under the session's own key; a final is the answer."""
     PRELOADED = "preloaded"
-    """The caller offered it: a start, whatever its kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +271,13 @@ class Session:
             self._preloaded = LoadedEntry(entry, LoadSource.PRELOADED, level, distance)
 
     def peek(self) -> LoadedEntry | None:
-        """Return what `try_load` would, and leave it there."""
+        """Return what `try_load` would, and leave it there.
+
+        Returns
+        -------
+        LoadedEntry or None
+            What `try_load` would return.
+        """
         with self._lock:
             if self._preloaded is not None:
                 return self._preloaded
@@ -291,7 +303,13 @@ class Session:
         return loaded
 
     def start_from(self, loaded: LoadedEntry) -> None:
-        """Note that this run begins where `loaded` was; `try_load` does it by itself."""
+        """Note that this run begins where `loaded` was; `try_load` does it by itself.
+
+        Parameters
+        ----------
+        loaded : LoadedEntry
+            What it begins with.
+        """
         near = loaded.source is LoadSource.PRELOADED
         self.start = Start(
             source="near" if near else "checkpoint",
@@ -352,6 +370,7 @@ class Session:
         *,
         nfev: int | None = None,
         rows: Mapping[bytes, bytes] | None = None,
+        whole: str | None = None,
     ) -> bool:
         """Keep the result; from now on the same fit returns it.
 
@@ -365,16 +384,29 @@ class Session:
             Iterations and evaluations that it took.
         rows : mapping of bytes to bytes, optional
             Rows of an index by which it is found, written with it.
+        whole : str, optional
+            The item of the payload that is kept whole, or not at all.
 
         Returns
         -------
         bool
             Whether it was written. It survives SIGKILL at once, a power cut within two
             seconds; ``store.flush()`` waits for that.
+
+        Raises
+        ------
+        CodecError
+            If the payload, or a part of what is to be `whole`, is of a type that is not kept.
         """
         with self._lock:
             value = _number(objective)
-            written = self._write(EntryKind.FINAL, payload, value, iteration, nfev, rows=rows)
+            try:
+                written = self._write(
+                    EntryKind.FINAL, payload, value, iteration, nfev, rows=rows, whole=whole
+                )
+            except CodecError:
+                self._mark("completed")  # the fit did end, though its result is not here
+                raise
             self._final = self._final or written
             return written
 
@@ -387,6 +419,7 @@ class Session:
         nfev: int | None,
         *,
         rows: Mapping[bytes, bytes] | None = None,
+        whole: str | None = None,
     ) -> bool:
         entry = Entry(
             key=self.key,
@@ -406,6 +439,9 @@ class Session:
             info = self._info("completed" if kind is EntryKind.FINAL else "running")
         summary = self.spec.summary() if first and self.spec else None
         record, self.dropped = encode_record(entry)
+        lost = [path for path in self.dropped if whole and path.startswith(whole)]
+        if lost:
+            raise CodecError(f"there are no bytes for {', '.join(lost)}")
         written = self.store.attempt(
             lambda: self.store.write(entry, record, summary=summary, info=info, rows=rows),
             otherwise=False,
@@ -451,7 +487,13 @@ class Session:
         self.store.attempt(lambda: self.store.set_run_info(info), None, writes=True, local=True)
 
     def add_rows(self, rows: Mapping[bytes, bytes]) -> None:
-        """Write rows that tell more of the run, if it has written anything."""
+        """Write rows that tell more of the run, if it has written anything.
+
+        Parameters
+        ----------
+        rows : mapping of bytes to bytes
+            Keys and values.
+        """
         if rows and self._written:
             batch = Batch(dict(rows))
             self.store.attempt(lambda: self.store.backend.apply(batch), None, writes=True)

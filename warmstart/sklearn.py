@@ -170,7 +170,7 @@ class WarmStarted(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
         if entry is not None and entry.kind is EntryKind.FINAL and _load(estimator, entry):
             self.estimator_ = estimator
             rewarn(entry.payload.get("warnings", []), among=sklearn.exceptions)
-            self.warm_ = FitReport(source="final", key=str(spec.key), run=entry.run)
+            self.warm_ = FitReport(source="final", key=str(spec.key), run=entry.run, evaluations=0)
             tell(self.warm_)
             return self
         found, why = None, None
@@ -187,7 +187,8 @@ class WarmStarted(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
             why = str(error)
         else:
             payload = {"learned": learned, "warnings": heard}
-            session.finalize(payload, rows=index(spec.key, place))
+            if not session.finalize(payload, rows=index(spec.key, place)):
+                why = "the result could not be kept"
         self.warm_ = FitReport(
             source="cold" if found is None else "near",
             key=str(spec.key),
@@ -315,8 +316,9 @@ def _learned(estimator: Any) -> dict[str, Any]:
             dumps(value)
         except CodecError as error:
             raise CodecError(
-                f"{type(estimator).__name__} is not remembered: {name} {error}"
-            ) from None
+                f"{type(estimator).__name__} is not remembered: its {name}, of type "
+                f"{type(value).__name__}, is not made of numbers, arrays and text"
+            ) from error
     return learned
 
 

@@ -249,7 +249,8 @@ class Store(History):
         self._room = 0
         """Bytes that may be written before the size is looked at again."""
         self._asked, self._ahead = -math.inf, 0.0
-        self._trouble: tuple[Exception, float] | None = None
+        # Whether the disk was full, and since when; not the error, which would keep a fit's data.
+        self._trouble: tuple[bool, float] | None = None
         self.told: tuple[str, threading.Thread] | None = None
         """The process that has told this store what it is, and the thread that does so."""
         _open_stores.add(self)
@@ -345,11 +346,32 @@ class Store(History):
         return time.time() + self._ahead
 
     def all_journals(self) -> Iterator[tuple[Fingerprint, str, bytes]]:
-        """Iterate over fit, name and bytes of all journals, those of this machine among them."""
+        """Iterate over fit, name and bytes of all journals, those of this machine among them.
+
+        Returns
+        -------
+        iterator of (Fingerprint, str, bytes)
+            One a journal.
+        """
         return gather(self.backend, self._shelf)
 
     def keep_journal(self, fit: Fingerprint, name: str, content: bytes) -> bool:
-        """Keep a journal that comes from another store, unless one as long is there."""
+        """Keep a journal that comes from another store, unless one as long is there.
+
+        Parameters
+        ----------
+        fit : Fingerprint
+            The key at the level of journals.
+        name : str
+            Its file's name.
+        content : bytes
+            All of the file.
+
+        Returns
+        -------
+        bool
+            Whether it was written.
+        """
         if self.is_shared:
             return keep(self.backend, fit, name, content, self.clock())
         return self._shelf.replace(fit, name, content)
@@ -362,7 +384,20 @@ class Store(History):
     # One fit
 
     def session(self, key: Fingerprint | FitSpec, **options: Any) -> Session:
-        """Return a `Session` for one fit; see there for `options`."""
+        """Return a `Session` for one fit; see there for `options`.
+
+        Parameters
+        ----------
+        key : Fingerprint or FitSpec
+            Which fit it is.
+        **options
+            ``interval``, ``producer`` and the other arguments of `Session`.
+
+        Returns
+        -------
+        Session
+            To be used in a ``with`` block.
+        """
         from warmstart.session import Session  # noqa: PLC0415 (sessions stand above the store)
 
         return Session(self, key, **options)
@@ -417,7 +452,24 @@ class Store(History):
         rows: Mapping[bytes, bytes] | None = None,
         durability: Durability = Durability.PROCESS,
     ) -> bool:
-        """Do what `put` does, with an entry that is encoded already, and rows of an index."""
+        """Do what `put` does, with an entry that is encoded already, and rows of an index.
+
+        Parameters
+        ----------
+        entry : Entry
+            As for `put`.
+        record : bytes
+            The same entry, encoded.
+        summary, info, durability
+            As for `put`.
+        rows : mapping of bytes to bytes, optional
+            Rows of the index of near fits, written with it.
+
+        Returns
+        -------
+        bool
+            As `put` does.
+        """
         if len(record) > self.entry_budget:
             self._books.count("refused")
             return False
@@ -554,7 +606,20 @@ class Store(History):
         return self._first(key, producer or environment(), rank)
 
     def latest(self, key: Fingerprint, *, producer: str | None = None) -> Entry | None:
-        """Return the entry written last, whatever its objective, finals before checkpoints."""
+        """Return the entry written last, whatever its objective, finals before checkpoints.
+
+        Parameters
+        ----------
+        key : Fingerprint
+            Of the fit.
+        producer : str, optional
+            Whose finals are answers, as for `best`.
+
+        Returns
+        -------
+        Entry or None
+            None if there is none that can be read.
+        """
         return self._first(key, producer or environment(), rank_by_age)
 
     def _first(self, key: Fingerprint, producer: str, order: _Order) -> Entry | None:
@@ -640,7 +705,8 @@ class Store(History):
             self._recent[name] = None
             return None
         copied = copier(entry.payload)
-        self._recent[name] = _Kept(version, entry, copied)
+        if copied is not None:
+            self._recent[name] = _Kept(version, entry, copied)
         return copied
 
     def _sorted(
@@ -695,14 +761,33 @@ class Store(History):
     # Keys
 
     def entries(self, key: Fingerprint, *, producer: str | None = None) -> list[Entry]:
-        """Return all readable entries of a fit, best first, without a trace of use."""
+        """Return all readable entries of a fit, best first, without a trace of use.
+
+        Parameters
+        ----------
+        key : Fingerprint
+            Of the fit.
+        producer : str, optional
+            Whose finals are answers, as for `best`.
+
+        Returns
+        -------
+        list of Entry
+            Of all runs; empty for a fit that is not known.
+        """
         producer = producer or environment()
         slots = self._sorted(key, producer, rank, self.backend)
         found = (self._read(slot.item, producer, self.backend) for slot in slots)
         return [entry for entry in found if entry is not None]
 
     def keys(self) -> Iterator[Fingerprint]:
-        """Iterate over all keys that have entries, in their order. Reads every head."""
+        """Iterate over all keys that have entries, in their order. Reads every head.
+
+        Returns
+        -------
+        iterator of Fingerprint
+            Each once.
+        """
         last = b""
         for item in pages(self.backend, b"e", head=1):
             key = item.key[1:33]
@@ -712,6 +797,16 @@ class Store(History):
 
     def resolve(self, text: str) -> Fingerprint:
         """Return the one key that begins with `text`, at least four hexadecimal digits.
+
+        Parameters
+        ----------
+        text : str
+            The first digits of the key, or all 64.
+
+        Returns
+        -------
+        Fingerprint
+            The whole key.
 
         Raises
         ------
@@ -737,11 +832,32 @@ class Store(History):
         return Fingerprint(next(iter(found)))
 
     def summary(self, key: Fingerprint) -> SpecSummary | None:
-        """Return what a key means, if the fit that wrote it said so."""
+        """Return what a key means, if the fit that wrote it said so.
+
+        Parameters
+        ----------
+        key : Fingerprint
+            Of the fit.
+
+        Returns
+        -------
+        SpecSummary or None
+            None if no fit with a `FitSpec` was kept under the key.
+        """
         return read_small(self.backend.get(summary_row(_checked(key).digest)), SpecSummary)
 
     def explain(self, key: Fingerprint, other: Fingerprint) -> list[Difference]:
         """Return the named arguments in which two remembered fits differ.
+
+        Parameters
+        ----------
+        key, other : Fingerprint
+            Of two fits.
+
+        Returns
+        -------
+        list of Difference
+            Empty if nothing that is known of them differs.
 
         Raises
         ------
@@ -757,11 +873,28 @@ class Store(History):
         return ours.explain(theirs)
 
     def run_info(self, run: str) -> RunInfo | None:
-        """Return how a run went, given its 32 hexadecimal digits."""
+        """Return how a run went, given its 32 hexadecimal digits.
+
+        Parameters
+        ----------
+        run : str
+            The run's id.
+
+        Returns
+        -------
+        RunInfo or None
+            None if there is no such run.
+        """
         return read_info(self.backend.get(info_row(run)))
 
     def set_run_info(self, info: RunInfo) -> None:
-        """Write how a run went."""
+        """Write how a run went.
+
+        Parameters
+        ----------
+        info : RunInfo
+            It takes the place of what is known of the run ``info.run``.
+        """
         rows = {info_row(info.run): small(info)}
         if self._tier is None:
             self.backend.apply(Batch(rows))
@@ -769,16 +902,46 @@ class Store(History):
             self._tier.apply(info.run, Batch(rows), now=self._about_now())
 
     def pin(self, key: Fingerprint, *, pinned: bool = True) -> None:
-        """Keep a key's entries whatever the budget and their age, or no longer."""
+        """Keep a key's entries whatever the budget and their age, or no longer.
+
+        Parameters
+        ----------
+        key : Fingerprint
+            Of the fit.
+        pinned : bool
+            False takes the pin away.
+        """
         row = pin_row(_checked(key).digest)
         self.backend.apply(Batch({row: small(True)}) if pinned else Batch(deletes=[row]))
 
     def pinned(self, key: Fingerprint) -> bool:
-        """Return whether a key is pinned."""
+        """Return whether a key is pinned.
+
+        Parameters
+        ----------
+        key : Fingerprint
+            Of the fit.
+
+        Returns
+        -------
+        bool
+            Whether it is.
+        """
         return self.backend.get(pin_row(_checked(key).digest)) is not None
 
     def delete(self, key: Fingerprint) -> int:
-        """Forget a fit; returns how many entries it had. A pin goes too, and its journals."""
+        """Forget a fit; returns how many entries it had. A pin goes too, and its journals.
+
+        Parameters
+        ----------
+        key : Fingerprint
+            Of the fit.
+
+        Returns
+        -------
+        int
+            Entries that went; 0 for a fit that is not known.
+        """
         digest = _checked(key).digest
         rows = [item.key for item in self.backend.scan(entry_row(key), head=1)]
         runs = {info_row(row[33:49].hex()) for row in rows}
@@ -811,11 +974,28 @@ class Store(History):
         return dict(+gone)
 
     def verify(self, *, repair: bool = False) -> VerifyReport:
-        """Read every record and check every byte; with `repair` delete what is damaged."""
+        """Read every record and check every byte; with `repair` delete what is damaged.
+
+        Parameters
+        ----------
+        repair : bool
+            Delete what is damaged.
+
+        Returns
+        -------
+        VerifyReport
+            How many records were read, and which are damaged.
+        """
         return verify(self.backend, repair=repair)
 
     def stats(self) -> StoreStats:
-        """Count what is there. Reads every head."""
+        """Count what is there. Reads every head.
+
+        Returns
+        -------
+        StoreStats
+            Numbers of fits, entries, runs and bytes.
+        """
         number, used = self._shelf.usage()
         return stats(
             self.backend,
@@ -832,7 +1012,20 @@ class Store(History):
         *,
         progress: Callable[[int, int], None] = _silent,
     ) -> int:
-        """Write all records to a portable bundle (a zip file); returns how many."""
+        """Write all records to a portable bundle (a zip file); returns how many.
+
+        Parameters
+        ----------
+        path : str or path-like
+            A file in a folder that exists; it appears when it is whole.
+        progress : callable, optional
+            Called as ``progress(done, total)``.
+
+        Returns
+        -------
+        int
+            Records written.
+        """
         return write_bundle(self.backend, path, progress, journals=self.all_journals())
 
     def import_(
@@ -844,6 +1037,18 @@ class Store(History):
         """Add the records of a bundle; returns how many were added and how many skipped.
 
         What is there already stays. Every record is checked. May be repeated.
+
+        Parameters
+        ----------
+        path : str or path-like
+            A file that `export` wrote.
+        progress : callable, optional
+            Called as ``progress(done, total)``.
+
+        Returns
+        -------
+        tuple of (int, int)
+            Records added, and those that were there already, damaged or too large.
 
         Raises
         ------
@@ -905,11 +1110,29 @@ class Store(History):
             self._discard()
 
     def learn(self, groups: tuple[bytes, ...], evaluations: int, seconds: float) -> None:
-        """Note what a fit has cost, in all groups that it is in; written some seconds later."""
+        """Note what a fit has cost, in all groups that it is in; written some seconds later.
+
+        Parameters
+        ----------
+        groups : tuple of bytes
+            See `warmstart.learned.path`.
+        evaluations : int
+            Calls of the user's functions.
+        seconds : float
+            That the fit took.
+        """
         self._books.note_fit(groups, evaluations, seconds)
 
     def note_hit(self, evaluations: int, seconds: float) -> None:
-        """Note what a hit has saved; written some seconds later."""
+        """Note what a hit has saved; written some seconds later.
+
+        Parameters
+        ----------
+        evaluations : int
+            Calls that were not needed.
+        seconds : float
+            That they once took.
+        """
         self._books.note_hit(evaluations, seconds)
 
     def _settle(self, *, now: bool = False) -> None:
@@ -958,6 +1181,8 @@ class Store(History):
         StoreError
             If the store is `strict`.
         """
+        if writes and self.read_only:
+            return otherwise
         alone = local and self._before is not None
         if self._trouble is not None and not alone and self._still_out(writes=writes):
             return otherwise
@@ -973,14 +1198,15 @@ class Store(History):
 
     def _still_out(self, *, writes: bool) -> bool:
         assert self._trouble is not None
-        error, since = self._trouble
+        is_full, since = self._trouble
         if time.monotonic() - since > _RETRY_AFTER:
             self._trouble = None  # one fit tries again, and warns again if nothing has changed
             return False
-        return writes or not isinstance(error, StoreFullError)
+        return writes or not is_full
 
     def _give_up(self, error: Exception) -> None:
-        known, self._trouble = self._trouble, (error, time.monotonic())
+        is_full = isinstance(error, StoreFullError)
+        known, self._trouble = self._trouble, (is_full, time.monotonic())
         if known is None:
             rest = "without it" if self._before is None else f"with {self.local} alone"
             complain(f"{self.address} is not used for now, fits go on {rest}: {error}")

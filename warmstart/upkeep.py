@@ -111,6 +111,9 @@ class VerifyReport:
         What is wrong with the engine's own files.
     repaired : int
         Damaged records that were deleted.
+    mended : list of str
+        What was wrong with the engine's own files: frames that were written again, files that were
+        set aside (in the store's folder ``quarantine``) for new ones.
     """
 
     records: int = 0
@@ -118,6 +121,7 @@ class VerifyReport:
     newer: int = 0
     structure: list[str] = field(default_factory=list)
     repaired: int = 0
+    mended: list[str] = field(default_factory=list)
 
     @property
     def sound(self) -> bool:
@@ -380,8 +384,14 @@ def _started(run: bytes) -> float:
 def verify(backend: Backend, *, repair: bool = False) -> VerifyReport:
     """Decode every record, check every other row, and the engine's files."""
     report = VerifyReport(structure=backend.verify())
+    if repair and report.structure:
+        backend.close()  # if nobody else uses it, it is checked and repaired as it is opened again
     try:
         _verify_rows(backend, report, repair=repair)
+        if repair and report.structure:
+            backend.flush()
+            found, report.structure = report.structure, backend.verify()
+            report.mended = [line for line in found if line not in report.structure]
     except StoreError:
         if not report.structure:
             raise  # else it is known why nothing more is read
@@ -401,6 +411,10 @@ def _verify_rows(backend: Backend, report: VerifyReport, *, repair: bool) -> Non
             except RecordError as error:
                 report.damaged.append(f"{_name(item.key)}: {error}")
                 report.repaired += repair and _delete_if_unmoved(backend, item)
+            else:
+                if repair and report.structure:  # the engine's frame around it may be damaged
+                    same: dict[bytes, int | None] = {item.key: item.sequence}
+                    backend.apply(Batch({item.key: item.value}, conditions=same))
 
 
 def _check(item: Item) -> None:

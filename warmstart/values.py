@@ -25,9 +25,11 @@ import numpy as np
 from warmstart.arrays import INLINE, digest_buffer, write_array, writer_of_data
 from warmstart.errors import FingerprintError
 
-__all__ = ["Encoder", "text_frame", "writes"]
+__all__ = ["NUMBERS", "Encoder", "text_frame", "writes"]
 
 _MAX_CONTAINERS = 2_000_000  # 2 to 10 s (2026-11)
+_TOLD = 8
+"""Numbers and codes of a callable that are told of, at most."""
 
 _BUILTINS = vars(builtins)
 _u64 = struct.Struct("<Q").pack
@@ -80,7 +82,8 @@ def _choose_writer(cls: type) -> Write:
     return writer
 
 
-_SCALARS = frozenset({type(None), bool, int, float, complex, str})
+NUMBERS = frozenset({bool, int, float, complex})
+_SCALARS = NUMBERS | {type(None), str}
 _ONLY_STR = frozenset({str})
 _frame_of_text: dict[str, bytes] = {}
 
@@ -113,7 +116,8 @@ class Encoder:
     capture : callable, optional
         Called as ``capture(path, value, frame)`` for each array, series or frame of data that
         is met inside a function or an object; its place in the stream then only says that data
-        stands there. Without it, such data is part of the stream.
+        stands there. Without it, such data is part of the stream. Also called, without a frame,
+        for the first numbers that are met there, and for the digests of code.
     name : str, optional
         The argument's name, with which the path begins.
 
@@ -132,6 +136,7 @@ class Encoder:
         "_met",
         "_name",
         "_open",
+        "_told",
         "_trail",
         "out",
     )
@@ -148,6 +153,7 @@ class Encoder:
         self._digested: dict[int, tuple[bytes, object]] = {}
         self._open: dict[int, int] = {}
         self._containers = 0
+        self._told = 0
         self._marks = 0  # how often something was written that holds at its place only
 
     def encode(self, value: Any) -> bytes:
@@ -181,6 +187,8 @@ class Encoder:
     def part(self, step: str, value: Any) -> None:
         """Write what a function or object holds: arrays in it are data, errors tell the step."""
         if type(value) in _SCALARS:
+            if type(value) in NUMBERS:
+                self.tell(step, value)
             self.write(value)
             return
         self._trail.append(step)
@@ -189,6 +197,12 @@ class Encoder:
         except FingerprintError as error:
             raise error.inside(step) from error.__cause__
         self._trail.pop()
+
+    def tell(self, step: str, value: Any) -> None:
+        """Let `capture` know of numbers or code that a callable holds; texts may be secret."""
+        if self._capture is not None and self._told < _TOLD:
+            self._told += 1
+            self._capture(f"{self._name}{''.join(self._trail)}{step}", value, b"")
 
     def attributes(self, attributes: Mapping[str, Any]) -> None:
         """Write named parts of a function or object, in the order of their names."""

@@ -21,6 +21,7 @@ __all__ = [
     "FitReport",
     "Near",
     "Warm",
+    "defaults",
     "listen",
     "merge",
     "options_of",
@@ -161,10 +162,12 @@ class Warm:
         if self.journal is not None and not isinstance(self.journal, bool):
             raise ArgumentError(f"journal is True, False or None, not {self.journal!r:.60}")
         if not _is_seconds(self.interval):
-            raise ArgumentError(f"interval is a number of seconds, not {self.interval!r:.60}")
+            raise ArgumentError(
+                f"interval is a number of seconds from 0 up, not {self.interval!r:.60}"
+            )
         if self.time_limit is not None and not _is_seconds(self.time_limit):
             raise ArgumentError(
-                f"time_limit is a number of seconds or None, not {self.time_limit!r:.60}"
+                f"time_limit is a number of seconds from 0 up, or None, not {self.time_limit!r:.60}"
             )
         positive("journal_budget", self.journal_budget)
         names = self.parameters
@@ -268,8 +271,9 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
         The run that made the result.
     start_run : str or None
         The run whose journal or checkpoint this one went on from.
-    evaluations : int
-        Calls of the user's functions in this call.
+    evaluations : int or None
+        Calls of the user's functions in this call, or what scipy says of them if it ran alone;
+        None where nobody counted.
     evaluations_saved : int
         Calls that an earlier run made and this one did not have to; after a near start, those
         that cold fits of the family took more on the average.
@@ -277,9 +281,9 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
         Seconds that those took.
     replay : {None, "exact", "tolerant", "partial"}
         How a journal was used: every recorded evaluation was asked for, bit for bit; was asked
-        for to one part in 10^9, since linear algebra rounded otherwise (another environment, or
-        arrays that lie elsewhere in memory); or not all were, since other options led another
-        way.
+        for nearly, since linear algebra rounded otherwise (another environment, or arrays that
+        lie elsewhere in memory): points to 1e-9, what was computed again to 1e-10; or not all
+        were, since other options led another way.
     replay_seconds : float
         What the replay took.
     probes : int
@@ -296,7 +300,7 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
     run: str | None = None
     start_run: str | None = None
-    evaluations: int = 0
+    evaluations: int | None = None
     evaluations_saved: int = 0
     seconds_saved: float = 0.0
     replay: str | None = None
@@ -308,12 +312,16 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         key = f" {self.key[:12]}" if self.key else ""
-        saved = f", {self.evaluations_saved} saved" if self.evaluations_saved else ""
-        why = f" ({self.why})" if self.why else ""
-        replay = f", {self.replay} replay of {self.replay_seconds:.2g} s" if self.replay else ""
         if self.near is not None:
             key += f" by {self.near.predictor} from {self.near.level}"
-        return f"{self.source}{key}: {self.evaluations} evaluations{saved}{replay}{why}"
+        facts = (
+            "" if self.evaluations is None else f"{self.evaluations:,} evaluations",
+            f"{self.evaluations_saved:,} saved" if self.evaluations_saved else "",
+            f"{self.replay} replay of {self.replay_seconds:.2g} s" if self.replay else "",
+        )
+        told = ", ".join(filter(None, facts))
+        why = f" ({self.why})" if self.why else ""
+        return f"{self.source}{key}{': ' * bool(told)}{told}{why}"
 
     def _repr_html_(self) -> str:
         from warmstart.html import report_html  # noqa: PLC0415 (only notebooks need it)
@@ -323,7 +331,9 @@ class FitReport(msgspec.Struct, frozen=True, kw_only=True):
 
 _DEFAULTS = Warm()
 _FIELDS = tuple(field.name for field in dataclasses.fields(Warm))
-_current: ContextVar[Warm] = ContextVar("warm", default=_DEFAULTS)
+_everybodys = _DEFAULTS
+"""What holds where no block says otherwise; see `defaults`."""
+_current: ContextVar[Warm] = ContextVar("warm")
 _reports: ContextVar[list[FitReport] | None] = ContextVar("reports", default=None)
 _everywhere: list[list[FitReport]] = []
 _stores: dict[str, Store] = {}
@@ -332,11 +342,13 @@ _default_stores: dict[str, Store] = {}
 
 
 @contextlib.contextmanager
-def using(**options: Any) -> Iterator[list[FitReport]]:
+def using(*misplaced: Any, **options: Any) -> Iterator[list[FitReport]]:
     """Set options of `Warm` for all wrapped calls inside a ``with`` block.
 
     Parameters
     ----------
+    *misplaced
+        Nothing: all options have names.
     **options
         Those of `Warm`. What a call's own ``warm=`` says goes before.
 
@@ -348,7 +360,7 @@ def using(**options: Any) -> Iterator[list[FitReport]]:
     Raises
     ------
     ArgumentError
-        For an unknown option, with the one that may have been meant.
+        For an option without a name, or an unknown one, with the one that may have been meant.
 
     Notes
     -----
@@ -364,7 +376,12 @@ def using(**options: Any) -> Iterator[list[FitReport]]:
     >>> [fit.source for fit in fits]
     ['cold', 'final']
     """
-    merged = merge(_current.get(), options)
+    if misplaced:
+        raise ArgumentError(
+            f"using takes options by name, not a {type(misplaced[0]).__name__}: "
+            "write using(store=...)"
+        )
+    merged = merge(_current.get(_everybodys), options)
     reports: list[FitReport] = []
     outer = _reports.get()
     current, listening = _current.set(merged), _reports.set(reports)
@@ -375,6 +392,18 @@ def using(**options: Any) -> Iterator[list[FitReport]]:
         _reports.reset(listening)
         if outer is not None:
             outer.extend(reports)
+
+
+@contextlib.contextmanager
+def defaults(**options: Any) -> Iterator[None]:
+    """Set what holds for all threads, where neither a block nor a call says otherwise."""
+    global _everybodys  # noqa: PLW0603 (the process has one)
+    before = _everybodys
+    _everybodys = merge(before, options)
+    try:
+        yield
+    finally:
+        _everybodys = before
 
 
 def merge(base: Warm, options: Mapping[str, Any]) -> Warm:
@@ -389,7 +418,7 @@ def merge(base: Warm, options: Mapping[str, Any]) -> Warm:
 
 def options_of(warm: Warm | None) -> Warm:
     """Return the options in force for a call: its own, over the block's, over the defaults."""
-    current = _current.get()
+    current = _current.get(_everybodys)
     if warm is None:
         return current
     if not isinstance(warm, Warm):

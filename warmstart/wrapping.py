@@ -38,11 +38,11 @@ from warmstart.randomness import Dice, restore, states
 from warmstart.recent import Recent, signature
 from warmstart.record import Entry, EntryKind, Start
 from warmstart.recording import Changed, Recorder, Stopped, current
-from warmstart.rewarn import overhear, rewarn
+from warmstart.rewarn import hides, overhear, rewarn
 from warmstart.session import LoadedEntry, LoadSource, Session, new_run_id, run_info
 from warmstart.starts import plan_of
 from warmstart.store import Store
-from warmstart.surfaces import Surface
+from warmstart.surfaces import BAGS, Surface
 from warmstart.warm import FitReport, Warm, options_of, store_of, tell
 
 __all__ = ["remembered"]
@@ -187,7 +187,7 @@ def _fit(call: _Call, signed: tuple[Any, ...] | None) -> Any:
                 entry = store.attempt(lambda: store.best(cold, producer=producer), None)
                 if entry is not None and entry.kind is not EntryKind.FINAL:
                     entry = None
-        if entry is not None and is_silent and _is_answer(entry):
+        if entry is not None and is_silent and _answers(call, entry):
             return _answer(store, entry, call)
         if spec is None:
             spec, producer = _identify(call)
@@ -230,7 +230,7 @@ def _run_alone(call: _Call, session: Session, spec: FitSpec, entry: Entry | None
         if found is not None and options.progress:
             payload = found.payload if isinstance(found.payload, dict) else {}
             shown.follow(payload.get("evaluations", 0), found.objective)
-        return found is not None and is_silent and _is_answer(found)
+        return found is not None and is_silent and _answers(call, found)
 
     is_silent = _is_silent(call)
     wait = options.busy == "wait"
@@ -241,7 +241,7 @@ def _run_alone(call: _Call, session: Session, spec: FitSpec, entry: Entry | None
         finally:
             shown.close()
         found = best()
-        if found is not None and is_silent and _is_answer(found):
+        if found is not None and is_silent and _answers(call, found):
             return _answer(store, found, call)
         if not alone and options.busy == "raise":
             raise BusyError(
@@ -251,14 +251,56 @@ def _run_alone(call: _Call, session: Session, spec: FitSpec, entry: Entry | None
         return _Run(call, session, spec, found or entry).go()
 
 
+def _drawn_from(call: _Call) -> list[Any]:
+    """Return the generators that the user's functions draw from: among the arguments, tracked."""
+    found: dict[int, Any] = {}
+
+    def look(value: Any, depth: int) -> None:
+        if isinstance(value, _GENERATORS):
+            found[id(value)] = value
+        elif depth and isinstance(value, _CONTAINERS):
+            items = list(value.values() if isinstance(value, dict) else value)
+            # A list of a million numbers is passed over in 20 ms, a tenth of its key's time.
+            if any(issubclass(kind, _GENERATORS + _CONTAINERS) for kind in set(map(type, items))):
+                for item in items:
+                    look(item, depth - 1)
+
+    for name, value in call.bound.items():
+        if name not in _RNG:
+            look(value, _DEPTH)
+    look(call.options.track, 1)
+    return list(found.values())
+
+
+_GENERATORS = (np.random.Generator, np.random.RandomState, np.random.BitGenerator)
+_CONTAINERS = (tuple, list, dict)
+_RNG = frozenset({"rng", "seed"})
+"""Arguments for the optimizer's own."""
+_DEPTH = 4
+
+
 def _is_silent(call: _Call) -> bool:
     """Whether a call has nothing that a hit would not call."""
-    return "callback" not in call.bound or call.options.callbacks == "skip"
+    return call.options.callbacks == "skip" or not _has_callback(call.bound)
+
+
+def _has_callback(arguments: Mapping[str, Any]) -> bool:
+    bags = (arguments.get(name) for name in BAGS)
+    return arguments.get("callback") is not None or any(
+        _has_callback(bag) for bag in bags if isinstance(bag, dict)
+    )
 
 
 def _is_answer(entry: Entry) -> bool:
     """Whether an entry may be returned instead of running a fit without a callback."""
     return entry.kind is EntryKind.FINAL and _is_ours(entry)
+
+
+def _answers(call: _Call, entry: Entry) -> bool:
+    """Whether an entry may be returned, and says how it left the generators of a call."""
+    if not _is_answer(entry) or not call.options.track:
+        return _is_answer(entry)
+    return len(entry.payload.get("tracked", ())) >= len(_drawn_from(call))
 
 
 def _is_ours(entry: Entry) -> bool:
@@ -293,7 +335,7 @@ def _signature(
 ) -> tuple[Any, ...] | None:
     """Return what a call was given, where that alone makes its key."""
     named = options.model is not None or options.data is not None
-    if named or options.near or options.required or surface.random:
+    if named or options.near or options.required or surface.random or options.track:
         return None
     if options.hyper is not None or options.callbacks != "run":
         kwargs = {**kwargs, "Warm": (options.hyper, options.callbacks)}
@@ -332,7 +374,9 @@ def _unkeyed(call: _Call, why: str) -> Any:
     finally:
         current.reset(token)
     note("completed", result)
-    return _with_report(result, FitReport(source="off", run=run, why=why))
+    return _with_report(
+        result, FitReport(source="off", run=run, evaluations=_count(result), why=why)
+    )
 
 
 _OFF: Any = types.SimpleNamespace(replay=None, fresh=False)
@@ -344,6 +388,8 @@ def _answer(store: Store, entry: Entry, call: _Call | None = None) -> Any:
     payload = entry.payload
     if call is not None and call.surface.random:
         Dice(call.bound).rewind(payload["rng"])
+    if call is not None and "tracked" in payload:
+        restore(_drawn_from(call), payload["tracked"])
     rewarn(payload["warnings"])
     store.note_hit(payload["evaluations"], payload["seconds"])
     report = FitReport(
@@ -351,11 +397,16 @@ def _answer(store: Store, entry: Entry, call: _Call | None = None) -> Any:
         key=str(entry.key),
         run=entry.run,
         start_run=entry.start.run,
+        evaluations=0,
         evaluations_saved=payload["evaluations"],
         seconds_saved=payload["seconds"],
+        why=_HIDDEN if "hidden" in payload else None,
         dropped=entry.dropped,
     )
     return _with_report(_unpack(payload["result"]), report)
+
+
+_HIDDEN = "warnings were ignored when it was done: what it warned of is not known"
 
 
 class _Run:
@@ -369,10 +420,12 @@ class _Run:
         self._store = session.store
         self._fit = spec.level_key(Level.JOURNAL)
         self._dice = Dice(call.bound) if call.surface.random else None
-        self._track0 = states(call.options.track)
+        self._tracked = _drawn_from(call)
+        self._track0 = states(self._tracked)
         self._dice0 = self._dice.state() if self._dice is not None else None
         self._beginning = _COLD
         self._busy = False
+        self._hidden = hides()
         shared = self._store.is_shared and call.options.journal is not False
         self._carrier = Carrier(self._store.backend, self._fit) if shared else None
         self._near: Approach | None = None
@@ -433,9 +486,9 @@ class _Run:
         if self._dice is not None and header.random is not None:
             self._dice0 = loads(header.random)
             self._dice.begin(self._dice0)
-        if self._call.options.track and header.track is not None:
+        if self._tracked and header.track is not None:
             self._track0 = loads(header.track)
-            restore(self._call.options.track, self._track0)
+            restore(self._tracked, self._track0)
         if header.plan is not None and self._near is not None:
             self._near.plan = plan_of(header.plan)
         payload = self._entry.payload if self._entry is not None else None
@@ -452,6 +505,8 @@ class _Run:
             return _COLD
         if entry.kind is EntryKind.FINAL and _is_ours(entry):
             why = 'remembered, but run again for its callback; callbacks="skip" returns it'
+            if _is_silent(call):
+                why = "remembered, but not how it leaves the generators that are tracked"
             return _COLD._replace(why=why)
         if not call.options.resume:
             return _COLD._replace(why="a checkpoint is there, but resume=False")
@@ -522,11 +577,14 @@ class _Run:
         chosen = start in self._beginning.changes
         x0 = self._beginning.changes[start] if chosen else bound.get(start)
         plan = self._near.plan if self._near is not None else None
+        kept = None
+        with contextlib.suppress(CodecError):  # what the caller gives is given again
+            kept = None if x0 is None else dumps(np.asarray(x0))
         return Header(
             surface=self._call.surface.name,
             parts={name: self._spec.part(name).digest[:8] for name in _PARTS},
             method=str(bound.get("method", "")),
-            x0=None if x0 is None else dumps(np.asarray(x0)),
+            x0=kept,
             chosen=chosen,
             random=None if self._dice0 is None else dumps(self._dice0),
             track=dumps(self._track0) if self._track0 else None,
@@ -545,15 +603,16 @@ class _Run:
             shelf=shelf,
             fit=self._fit,
             target=surface.target(call.bound),
+            tracked=self._tracked,
         )
         recorder.carrier = self._carrier
-        token, result, heard = current.set(recorder), None, None
-        partial: str | None = None
+        result = heard = partial = None
         anew: _Anew | None = None
         session.facts["what"] = _what(call)
         if call.options.progress:
             backend, groups = store.backend, self._groups()
             recorder.expect(store.attempt(lambda: learned.predict(backend, groups), None))
+        token = current.set(recorder)
         try:
             with session, overhear() as heard:
                 try:
@@ -571,6 +630,8 @@ class _Run:
                     partial = "interrupted"
         except BaseException as error:
             self._rewind()
+            if isinstance(error, Exception):
+                recorder.note_failure()
             recorder.finish(completed=False, keep=not isinstance(error, Exception))
             session.add_rows(recorder.traced())
             raise
@@ -625,7 +686,7 @@ class _Run:
         """Leave generators as they were found, so that the same call goes on with this fit."""
         if self._dice is not None:
             self._dice.rewind(self._dice0)
-        restore(self._call.options.track, self._track0)
+        restore(self._tracked, self._track0)
 
     def _completed(self, recorder: Recorder, result: Any, heard: Any) -> Any:
         call, session = self._call, self._session
@@ -638,6 +699,10 @@ class _Run:
             "warnings": heard,
             "rng": self._dice.state() if self._dice is not None else None,
         }
+        if self._tracked:
+            payload["tracked"] = states(self._tracked)
+        if self._hidden:
+            payload["hidden"] = True
         why = recorder.why
         kept = True
         if call.surface.quick and seconds < _QUICK and not call.options.journal:
@@ -657,7 +722,9 @@ class _Run:
                     left, index = self._near.leave(session.key, result)
                     payload |= left
                     rows |= index
-                kept = session.finalize(payload, objective=objective, nfev=nfev, rows=rows)
+                kept = session.finalize(
+                    payload, objective=objective, nfev=nfev, rows=rows, whole="result"
+                )
                 if self._near is not None:
                     self._near.enter(recorder.total, seconds, session.facts["what"])
                 if self._beginning.source == "cold" and recorder.total:
@@ -665,7 +732,8 @@ class _Run:
             except CodecError as error:  # a result of the user's own method may hold anything
                 kept, why = False, f"the result could not be kept: {error}"
         if not kept:
-            why = why or "the result could not be kept"
+            read_only = self._store.read_only
+            why = why or ("the store is read only" if read_only else "the result could not be kept")
         missing = self._near.given_up if self._near is not None else None
         if call.options.required and missing is not None:
             raise NearError(
@@ -702,7 +770,7 @@ class _Run:
             key=str(session.key),
             run=session.run_id,
             start_run=session.start.run,
-            evaluations=recorder.calls,
+            evaluations=None if self._call.surface.function is None else recorder.calls,
             evaluations_saved=beginning.evaluations + recorder.saved + (near.saved if near else 0),
             seconds_saved=beginning.seconds,
             replay=replay if recorder.answered else None,
@@ -728,14 +796,13 @@ _PARTS = ("model", "data", "hyper", "settings")
 def _what(call: _Call) -> str:
     """Return what is called, and by which method, for people."""
     bound, surface = call.bound, call.surface
-    function = bound.get(surface.function or "")
-    name = ""
+    function, method = bound.get(surface.function or ""), bound.get("method")
+    words = [surface.name, method if isinstance(method, str) else ""]
     if function is not None:
-        name = _attribute(function, "__name__")
-        name = name if isinstance(name, str) else type(function).__name__
-    method = bound.get("method", "")
-    words = (surface.name, method if isinstance(method, str) else "", name.strip("<>"))
-    return " ".join(filter(None, words))
+        name = _attribute(function, "__name__")  # which may be anything
+        words.append(name if isinstance(name, str) else type(function).__name__)
+    text = " ".join(word.strip("<>") for word in words if word)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _attribute(function: Any, name: str) -> Any:
@@ -775,8 +842,9 @@ def _objective(result: Any, recorder: Recorder) -> float | None:
 def _objective_of(result: Any) -> float | None:
     if isinstance(result, OptimizeResult):
         value = result.get("cost", result.get("fun"))
-        if value is not None and np.size(value) == 1:
-            return float(np.real(np.ravel(value)[0]))
+        with contextlib.suppress(Exception):  # a method of the user's may leave anything there
+            if value is not None and np.size(value) == 1:
+                return float(np.real(np.ravel(value)[0]))
     return None
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import random
 import signal
@@ -216,6 +217,8 @@ def forks(folder: Path, rng: random.Random) -> list[str]:
 
 def mixed(folder: Path, rng: random.Random) -> list[str]:
     """Start processes by every method at once, amid threads and forks."""
+    # A server that the parent has started is not this process' child, and cannot be asked after.
+    multiprocessing.forkserver._forkserver._forkserver_pid = None
     store = Store(folder / "store", strict=True)
     names: list[str] = []
     children: list[Any] = []

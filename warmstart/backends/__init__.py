@@ -25,12 +25,18 @@ MAX_KEY = 480
 
 
 class Durability(enum.Enum):
-    """What a batch survives once ``apply`` has returned."""
+    """What a batch survives once ``apply`` has returned.
+
+    Attributes
+    ----------
+    PROCESS
+        SIGKILL of this process at once; a power cut may undo up to the last two seconds.
+    POWER
+        A power cut as well, and everything that was applied before it with it.
+    """
 
     PROCESS = "process"
-    """SIGKILL of this process at once; a power cut may undo up to the last two seconds."""
     POWER = "power"
-    """A power cut as well, and everything that was applied before it with it."""
 
 
 class Item(NamedTuple):

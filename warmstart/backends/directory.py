@@ -413,9 +413,14 @@ class DirectoryBackend:
     def _break_stale(self, path: Path, mine: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.utime(mine)
-            if mine.stat().st_mtime - path.stat().st_mtime > _LEASE:
+            found = path.stat()
+            if mine.stat().st_mtime - found.st_mtime > _LEASE:
                 gone = mine.with_suffix(".broken")
                 path.rename(gone)  # only one of those who wait can do it
+                # Another one of them may have done it before, and have the lock now.
+                if gone.stat().st_ino != found.st_ino:
+                    with contextlib.suppress(FileExistsError):
+                        os.link(gone, path)
                 gone.unlink()
 
     def flush(self) -> None:

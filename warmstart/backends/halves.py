@@ -7,13 +7,13 @@ in hot, still to be deleted in durable. Keys that begin with NUL are the backend
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import struct
 import threading
+import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,10 +26,9 @@ __all__ = [
     "FRAME",
     "GROUP",
     "HEADER",
-    "Gate",
+    "Closed",
     "Half",
     "Row",
-    "age_of",
     "copied",
     "forget",
     "group_after",
@@ -62,68 +61,66 @@ _LOOKS = 10
 """How often a reader looks for an instant at which nobody writes, before it says nothing."""
 
 
+class Closed(Exception):  # noqa: N818 (no error: whoever meets it opens anew)
+    """Another thread has closed the environment meanwhile."""
+
+
 class Gate:
     """Lets transactions in together, and growth of the map in alone.
 
     ``set_mapsize`` invalidates all live transactions of the process; so does closing.
 
-    Every call of the engine passes twice: it takes the bare lock (0.25 us for both), not the
-    condition over it, and wakes somebody only if somebody waits (1.1 us; 2026-11).
+    Each thread goes in by a lock of its own, and whoever is to be alone takes them all. Every call
+    of the engine passes here, and Ctrl-C may come at any instant but one: between a plain lock and
+    its ``with`` block. A count of who is inside would stay wrong for ever.
     """
 
-    __slots__ = ("_alone", "_changed", "_inside", "_lock")
+    __slots__ = ("_all", "_locks", "_own", "_taken")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._inside = 0
-        self._alone = False
+        self._all = threading.Lock()
+        self._own = threading.local()
+        self._locks: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._taken: list[Any] = []
 
-    def __enter__(self) -> None:
-        with self._lock:
-            while self._alone:
-                self._changed.wait()
-            self._inside += 1
+    def mine(self) -> threading.Lock:
+        """Return the lock that this thread holds while it is inside."""
+        try:
+            found: threading.Lock = self._own.lock
+        except AttributeError:
+            found = threading.Lock()
+            with self._all:
+                self._locks.add(found)
+            self._own.lock = found
+        return found
 
-    def __exit__(self, *exception: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._alone and not self._inside:
-                self._changed.notify_all()
-
-    def pass_by(self, look: Callable[[], _T]) -> _T:
-        """Do something that takes no time, with the bare lock held all the while (0.3 us less)."""
-        with self._lock:
-            while self._alone:
-                self._changed.wait()
-            return look()
+    def alone(self, work: Callable[[], _T]) -> _T:
+        """Do something when nobody is inside."""
+        with self._all:
+            return _holding(list(self._locks), work)
 
     def close(self) -> None:
         """Wait until nobody is inside, and keep everybody out."""
-        with self._lock:
-            while self._alone:
-                self._changed.wait()
-            self._alone = True
-            while self._inside:
-                self._changed.wait()
+        self._all.acquire()
+        for lock in list(self._locks):
+            lock.acquire()
+            self._taken.append(lock)
 
     def open(self) -> None:
         """Let everybody in again."""
-        with self._lock:
-            self._alone = False
-            self._changed.notify_all()
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be the only one inside."""
-        self.close()
-        try:
-            yield
-        finally:
-            self.open()
+        while self._taken:
+            self._taken.pop().release()
+        self._all.release()
 
 
-class Turn:
+def _holding(locks: list[Any], work: Callable[[], _T]) -> _T:
+    if not locks:
+        return work()
+    with locks[0]:
+        return _holding(locks[1:], work)
+
+
+class Turn(NamedTuple):
     """Lets one writer at a time, of all threads and processes, get as far as LMDB's own mutex.
 
     That mutex is a robust futex. When its owner dies the kernel wakes one waiter; if that one is
@@ -133,21 +130,8 @@ class Turn:
     0.5 us a write; filelock would poll.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._thread = threading.Lock()
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    def __enter__(self) -> None:
-        self._thread.acquire()
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def __exit__(self, *exception: object) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_UN)
-        self._thread.release()
-
-    def close(self) -> None:
-        """Let go of the file; in a forked child this leaves the parent's lock alone."""
-        os.close(self._file)
+    thread: threading.Lock
+    file: int
 
 
 class Half:
@@ -156,6 +140,7 @@ class Half:
     def __init__(self, folder: Path, *, sync: bool, map_size: int, read_only: bool) -> None:
         self.gate = Gate()
         self._folder = folder
+        self._closed = False
         data = folder / "data.mdb"
         new = not data.exists()
         if not new and not data.is_file():
@@ -179,14 +164,19 @@ class Half:
         )
         if new and sync:
             sync_folder(folder)  # what is written to a file without a name is lost in a power cut
-        self.turn = None if read_only else Turn(folder / "turn.lock")
+        self.turn = None
+        if not read_only:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            self.turn = Turn(threading.Lock(), os.open(folder / "turn.lock", flags, 0o600))
         if locks:
             self.env.reader_check()
 
     def read(self, work: Callable[[lmdb.Transaction], _T]) -> _T:
         """Do `work` in a read transaction."""
         while True:
-            with self.gate:
+            with self.gate.mine():
+                if self._closed:
+                    raise Closed
                 try:
                     with self.env.begin(buffers=True) as txn:
                         return work(txn)
@@ -200,16 +190,23 @@ class Half:
 
     def write(self, work: Callable[[lmdb.Transaction], _T]) -> _T:
         """Do `work` in a write transaction; again from the start if the map has to grow."""
+        turn = self.turn
+        assert turn is not None
         while True:
-            with self.gate:  # every call of the engine: a child forked inside one waits for ever
-                assert self.turn is not None
+            # The gate around all of it: a child that is forked inside a call waits for ever.
+            with self.gate.mine(), turn.thread:
+                if self._closed:
+                    raise Closed
                 try:
-                    with self.turn, self.env.begin(write=True) as txn:
+                    fcntl.flock(turn.file, fcntl.LOCK_EX)
+                    with self.env.begin(write=True) as txn:
                         return work(txn)
                 except lmdb.MapFullError:
                     grow, size = True, self.env.info()["map_size"]
                 except lmdb.MapResizedError:
                     grow, size = False, 0
+                finally:  # in place, since Ctrl-C may come as a function begins
+                    fcntl.flock(turn.file, fcntl.LOCK_UN)
             if grow:
                 self._grow(size)
             else:
@@ -217,40 +214,57 @@ class Half:
 
     def _grow(self, size: int) -> None:
         # Doubling: by a fixed step, six processes ran into the limit 60 to 110 times each.
-        with self.gate.alone():
-            if self.env.info()["map_size"] <= size:
+        def grow() -> None:
+            if not self._closed and self.env.info()["map_size"] <= size:
                 self.env.set_mapsize(2 * size)
+
+        self.gate.alone(grow)
 
     def _adopt(self) -> None:
         """Take over the size to which another process has grown the map."""
-        with self.gate.alone():
-            self.env.set_mapsize(0)
+        self.gate.alone(lambda: None if self._closed else self.env.set_mapsize(0))
+
+    def close(self) -> None:
+        """Let go of the environment, once nobody is inside."""
+        self.gate.alone(self.drop)
+
+    def drop(self) -> None:
+        """Let go of the environment; in a forked child this leaves the parent's locks alone."""
+        if not self._closed:
+            self._closed = True
+            self.env.close()
+            if self.turn is not None:
+                os.close(self.turn.file)
+
+    def _look(self, at: Callable[[lmdb.Environment], _T]) -> _T:
+        with self.gate.mine():
+            if self._closed:
+                raise Closed
+            return at(self.env)
 
     def release_dead_readers(self) -> None:
         """Free the slots of readers that were killed: they keep pages from being used again.
 
         Without it the files of a process that writes on and on grow without end.
         """
-        with self.gate:
-            self.env.reader_check()
+        self._look(lambda env: env.reader_check())
 
-    def close(self) -> None:
-        """Let go of the environment; nothing of it may be running."""
-        self.env.close()
-        if self.turn is not None:
-            self.turn.close()
+    def last(self) -> int:
+        """Return the number of the last transaction."""
+        with self.gate.mine():  # each hit comes by
+            if self._closed:
+                raise Closed
+            return int(self.env.info()["last_txnid"])
 
     def size(self) -> int:
         """Return the bytes of the pages in use."""
-        with self.gate:
-            stat = self.env.stat()
+        stat = self._look(lambda env: env.stat())
         pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         return int(pages * stat["psize"])
 
     def spare(self) -> int:
         """Return the bytes of the pages that are free inside the file, about."""
-        with self.gate:
-            info, stat = self.env.info(), self.env.stat()
+        info, stat = self._look(lambda env: (env.info(), env.stat()))
         return int((info["last_pgno"] + 1) * stat["psize"]) - self.size()
 
     def problems(self) -> list[str]:
@@ -263,15 +277,11 @@ class Half:
         if found and self.turn is not None:
             return self.write(lambda _: problems_of(self._folder))
         for _ in range(_LOOKS):
-            before = self._last()
+            before = self.last()
             found = found and problems_of(self._folder)
-            if not found or self._last() == before:
+            if not found or self.last() == before:
                 return found
         return []  # nobody can say; each frame has a checksum of its own
-
-    def _last(self) -> int:
-        with self.gate:
-            return int(self.env.info()["last_txnid"])
 
 
 def _allot(path: Path) -> None:
@@ -336,9 +346,14 @@ def _put_count(txn: lmdb.Transaction, row: bytes, count: int) -> None:
     txn.put(row, make_frame(row, count, b""))
 
 
-def settle_base(txn: lmdb.Transaction, mark: int) -> int:
-    """Return what hot's transaction numbers are counted from, so that they go on increasing."""
+def settle_base(txn: lmdb.Transaction, mark: int, *, shared: bool) -> int:
+    """Return what hot's transaction numbers are counted from, so that they go on increasing.
+
+    If other processes have it open it is there, and they count from it: it is not replaced.
+    """
     found = _count_at(txn, BASE)
+    if found is None and shared:
+        raise lmdb.CorruptedError("what its transactions are counted from is damaged")
     if found is None or found + txn.id() <= mark:
         # It is new or damaged, or a power cut has set it back.
         found = mark
@@ -357,11 +372,6 @@ def item_of(key: bytes, frame: bytes, size: int, head: int | None) -> Item | Non
         return None
     value = frame[HEADER:] if head is None else frame[HEADER : HEADER + head]
     return Item(key, value, FRAME.unpack_from(frame)[0], size - HEADER)
-
-
-def age_of(row: Row) -> int:
-    """Return the sequence number of a row."""
-    return int.from_bytes(row[1][:8], "little")
 
 
 Row = tuple[bytes, bytes, int]
@@ -432,8 +442,10 @@ def settle(txn: lmdb.Transaction, group: list[tuple[bytes, bytes]], done: int | 
     for key, frame in group:
         if not is_whole(key, frame):
             continue
-        sequence = FRAME.unpack_from(frame)[0]
-        if sequence <= floor or sequence < (sequence_of(txn, key) or 0):
+        sequence, below = FRAME.unpack_from(frame)[0], txn.get(key)
+        if sequence <= floor:
+            continue
+        if below is not None and FRAME.unpack_from(below)[0] > sequence and is_whole(key, below):
             continue
         if len(frame) == HEADER:
             txn.delete(key)

@@ -38,10 +38,10 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import lmdb
 
@@ -49,8 +49,8 @@ from warmstart.backends import FULL, Batch, Durability, Item, check
 from warmstart.backends.halves import (
     FRAME,
     HEADER,
+    Closed,
     Half,
-    age_of,
     copied,
     forget,
     group_after,
@@ -66,6 +66,7 @@ from warmstart.backends.halves import (
     walk_through,
 )
 from warmstart.backends.place import HALVES, Place
+from warmstart.caller import complain, undisturbed
 from warmstart.errors import ArgumentError, StoreError, StoreFullError
 from warmstart.locks import free_in_children, imported
 
@@ -86,6 +87,8 @@ _DAMAGED = (
     lmdb.VersionMismatchError,
 )
 _openings = itertools.count()
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class LmdbBackend:
@@ -137,15 +140,26 @@ class LmdbBackend:
     def _environment(self) -> _Environment:
         shared = self._shared
         if shared is None or shared.gone:
-            shared = self._shared = _open(
-                os.path.realpath(self._path), self._read_only, self._map_size, self._allow_network
-            )
-            shared.users.add(self)
+            path = os.path.realpath(self._path)
+            options = self._read_only, self._map_size, self._allow_network
+            shared = self._shared = undisturbed(lambda: _open(self, path, *options))
         return shared
+
+    def _ask(
+        self,
+        operation: Callable[Concatenate[_Environment, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        while True:
+            try:
+                return operation(self._environment, *args, **kwargs)
+            except Closed:
+                continue
 
     def get(self, key: bytes) -> Item | None:
         """Return the pair at `key`, or None."""
-        return self._environment.get(key)
+        return self._ask(_Environment.get, key)
 
     def scan(
         self,
@@ -156,46 +170,38 @@ class LmdbBackend:
         head: int | None = None,
     ) -> list[Item]:
         """Return the pairs whose keys begin with `prefix`, in order."""
-        return self._environment.scan(prefix, after, limit, head)
+        return self._ask(_Environment.scan, prefix, after, limit, head)
 
     def apply(self, batch: Batch, durability: Durability = Durability.PROCESS) -> int | None:
         """Do the whole batch, or nothing if a condition does not hold."""
         check(batch, durability)
         if self._read_only:
             raise StoreError(f"{self._path} was opened to be read only")
-        sequence = self._environment.apply(batch)
+        sequence = self._ask(_Environment.apply, batch)
         if sequence is not None and durability is Durability.POWER:
-            self._environment.promote()
+            self.flush()
         return sequence
 
     def version(self) -> object:
         """Return the numbers of the last transaction and of the opening."""
-        return self._environment.version()
+        return self._ask(_Environment.version)
 
     @contextlib.contextmanager
     def lock(self, name: str, timeout: float = -1.0) -> Iterator[bool]:
         """Hold a named lock across threads and processes; yields whether it was got in time."""
         if not re.fullmatch(r"[A-Za-z0-9-]+", name):
             raise ArgumentError(f"a lock is named by letters, digits and dashes, not {name!r:.60}")
-        lock = self._environment.place.lock(f"user-{name}", timeout)
-        try:
-            lock.acquire()
-        except TimeoutError:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+        with self._environment.place.holding(f"user-{name}", timeout) as got:
+            yield got
 
     def flush(self) -> None:
         """Return when everything applied before would survive a power cut."""
         if not self._read_only and self._shared is not None:
-            self._environment.promote()
+            undisturbed(lambda: self._ask(_Environment.promote))
 
     def size(self) -> int:
         """Return the bytes of the pages in use. O(1)."""
-        return self._environment.size()
+        return self._ask(_Environment.size)
 
     def now(self) -> float:
         """Return the time of this machine."""
@@ -203,15 +209,13 @@ class LmdbBackend:
 
     def verify(self) -> list[str]:
         """Return what is structurally wrong with the files, and frames that are damaged."""
-        return self._environment.verify()
+        return self._ask(_Environment.verify)
 
     def close(self) -> None:
         """Flush and close; the environment itself closes with its last user."""
         shared, self._shared = self._shared, None
-        if shared is not None and not shared.gone:
-            shared.users.discard(self)
-            if not shared.users:
-                _close(shared)
+        if shared is not None:
+            undisturbed(lambda: _leave(shared, self))
 
 
 def _rebuild(path: str, read_only: bool, map_size: int, allow_network: bool) -> LmdbBackend:
@@ -232,24 +236,32 @@ class _Environment:
         self._full = False
         self._opening = next(_openings)
         self._trouble = _Trouble(path)
+        self._starting = threading.Lock()
         self.place.prepare()
         try:
             if read_only:
                 self._open_to_read(map_size)
             else:
-                with self.place.lock("open"):
+                with self.place.holding("open"):
                     self._open(map_size)
-        except (lmdb.Error, OSError) as error:
+                if self.hot.env.stat()["entries"] > 1:
+                    with contextlib.suppress(StoreFullError):  # it can be read where it is
+                        self.promote()  # what a process that died could not
+        except BaseException as error:
             # Whoever keeps the error keeps what it stands in: the engine opens nothing twice.
-            for name in vars(self).keys() & set(HALVES):
-                vars(self).pop(name).close()
-            if isinstance(error, StoreError):
+            self._let_go()
+            if isinstance(error, StoreError) or not isinstance(error, (lmdb.Error, OSError)):
                 raise
             kind = StoreFullError if _says_full(error) else StoreError
             raise kind(f"the store {path} cannot be opened: {error}") from error
-        if not read_only and self.hot.env.stat()["entries"] > 1:
-            with contextlib.suppress(StoreFullError):  # it can be read where it is
-                self.promote()  # what a process that died could not
+
+    def _let_go(self, *, well: bool = False) -> None:
+        """Close what is open."""
+        for name in HALVES:
+            if name in vars(self):
+                vars(self)[name].close()
+        with contextlib.suppress(OSError), self.place.holding("open"):
+            self.place.leave(well=well)
 
     def _open(self, map_size: int) -> None:
         attendance = self.place.attend()
@@ -261,7 +273,7 @@ class _Environment:
             if problems:
                 self.place.quarantine(name, problems[0])
         try:
-            self._open_halves(map_size)
+            self._open_halves(map_size, shared=attendance.alive)
         except _DAMAGED as error:
             if attendance.alive:
                 raise
@@ -278,7 +290,7 @@ class _Environment:
                 self.place.quarantine(name, str(error))
                 self._open_halves(map_size)
 
-    def _open_halves(self, map_size: int) -> None:
+    def _open_halves(self, map_size: int, *, shared: bool = False) -> None:
         self._base, self._at = 0, "durable"
         self.durable = Half(
             self.place.half("durable"), sync=True, map_size=map_size, read_only=self.read_only
@@ -289,7 +301,7 @@ class _Environment:
             self.place.half("hot"), sync=False, map_size=map_size, read_only=self.read_only
         )
         if not self.read_only:
-            self._base = self.hot.write(lambda txn: settle_base(txn, mark))
+            self._base = self.hot.write(lambda txn: settle_base(txn, mark, shared=shared))
 
     def _open_to_read(self, map_size: int) -> None:
         """Open without a repair: hot is passed over if a power cut may have damaged it."""
@@ -337,8 +349,9 @@ class _Environment:
                 # The snapshot of hot first: what leaves it is in durable before that.
                 page = functools.partial(walk, prefix, start, stop, limit)
                 above, below = self.hot.read(page), self.durable.read(page)
-                if not above and len(below) != limit:
-                    return [item for row in below if (item := item_of(*row, head)) is not None]
+                if not above and (limit is None or len(below) < limit):  # as a rule
+                    found += [item for row in below if (item := item_of(*row, head)) is not None]
+                    return found[:limit]
                 # Beyond the end of a list that was cut short, the other one says nothing.
                 ends = [rows[-1][0] for rows in (above, below) if rows and len(rows) == limit]
                 edge = min(ends, default=None)
@@ -346,7 +359,7 @@ class _Environment:
                 for key, same in groupby(both, itemgetter(0)):
                     if edge is not None and key > edge:
                         break
-                    item = item_of(*max(same, key=age_of), head)
+                    item = item_of(*next(same), head)  # hot's, if it has one
                     if item is not None:
                         found.append(item)
                 if edge is None or (limit is not None and len(found) >= limit):
@@ -378,10 +391,13 @@ class _Environment:
                 if batch.puts or not _says_full(error) or not self.place.spend_reserve():
                     raise
                 sequence = self.hot.write(work)
-        if self._promoter is None or not self._promoter.is_alive():
-            self._start_promoter()
-        assert self._promoter is not None
-        self._promoter.wake()
+        with self._starting:
+            if not self.gone and (self._promoter is None or not self._promoter.is_alive()):
+                self._promoter = _Promoter(weakref.ref(self))
+                self._promoter.start()
+            promoter = self._promoter
+        if promoter is not None:
+            promoter.wake()
         return sequence
 
     def _hold(self, conditions: Mapping[bytes, int | None], txn: lmdb.Transaction) -> bool:
@@ -416,43 +432,35 @@ class _Environment:
 
     # Promotion
 
-    def _start_promoter(self) -> None:
-        self._promoter = _Promoter(weakref.ref(self))
-        self._promoter.start()
-
     def promote(self, *, wait: bool = True) -> bool:
         """Move everything from hot to durable; returns whether it was this process' turn."""
-        lock = self.place.lock("promote", -1.0 if wait else 0.0)
-        try:
-            lock.acquire()
-        except TimeoutError:
-            return False
-        try:
-            with self._trouble:
-                self.hot.release_dead_readers()
-                self.durable.release_dead_readers()
-                group = self.hot.read(functools.partial(group_after, last=b""))
-                done = self._base + group.number
-                while group.rows:
-                    reached = done if group.whole else None
-                    try:
-                        self._move(group.rows, reached)
-                    except (lmdb.Error, OSError) as error:
-                        if not _says_full(error):
-                            raise
-                        # Deletions first, a few at a time: each makes room for the next.
-                        rows = sorted(group.rows, key=lambda row: len(row[1]))
-                        if len(rows[0][1]) == HEADER:
-                            self.place.spend_reserve()
-                        for start in range(0, len(rows), _FEW):
-                            self._move(rows[start : start + _FEW], None)
-                    if group.whole:
-                        break
-                    last = group.rows[-1][0]
-                    group = self.hot.read(functools.partial(group_after, last=last))
-        finally:
-            lock.release()
-        return True
+        with self.place.holding("promote", -1.0 if wait else 0.0) as got, self._trouble:
+            if got:
+                self._promote()
+        return got
+
+    def _promote(self) -> None:
+        self.hot.release_dead_readers()
+        self.durable.release_dead_readers()
+        group = self.hot.read(functools.partial(group_after, last=b""))
+        done = self._base + group.number
+        while group.rows:
+            reached = done if group.whole else None
+            try:
+                self._move(group.rows, reached)
+            except (lmdb.Error, OSError) as error:
+                if not _says_full(error):
+                    raise
+                # Deletions first, a few at a time: each makes room for the next.
+                rows = sorted(group.rows, key=lambda row: len(row[1]))
+                if len(rows[0][1]) == HEADER:
+                    self.place.spend_reserve()
+                for start in range(0, len(rows), _FEW):
+                    self._move(rows[start : start + _FEW], None)
+            if group.whole:
+                break
+            last = group.rows[-1][0]
+            group = self.hot.read(functools.partial(group_after, last=last))
 
     def _move(self, rows: list[tuple[bytes, bytes]], done: int | None) -> None:
         self.durable.write(functools.partial(settle, group=rows, done=done))
@@ -463,7 +471,7 @@ class _Environment:
     def version(self) -> object:
         # Of hot alone: whatever is applied is written there first. Every hit asks this.
         try:
-            return self.hot.gate.pass_by(self.hot.env.info)["last_txnid"], self._opening
+            return self.hot.last(), self._opening
         except (lmdb.Error, OSError):
             with self._trouble:
                 raise
@@ -502,20 +510,17 @@ class _Environment:
     def close(self) -> None:
         """Promote and let go; call under the registry's lock."""
         self.gone = True
-        promoter, self._promoter = self._promoter, None
-        if promoter is not None:
-            promoter.stop()
         try:
+            with self._starting:
+                promoter, self._promoter = self._promoter, None
+            if promoter is not None:
+                promoter.stop()
             if not self.read_only:
                 with contextlib.suppress(StoreError):  # it stays in hot, for the next opener
                     self.promote()
         finally:
-            for half in self.halves.values():
-                half.gate.close()
-                half.close()
-            if not self.read_only:
-                with contextlib.suppress(OSError), self.place.lock("open"):
-                    self.place.leave(well=not (self._trouble.damaged or self._trouble.was_met))
+            well = not (self._trouble.damaged or self._trouble.was_met)
+            self._let_go(well=well)
 
 
 def _says_full(error: Exception) -> bool:
@@ -586,8 +591,15 @@ class _Promoter(threading.Thread):
             environment = self._environment()
             if environment is None or environment.gone:
                 return
+            if not environment.place.is_there():
+                complain(
+                    f"the folder of the store {environment.path} was deleted: another is begun"
+                )
+                with _registry_lock:
+                    _close(environment)
+                return
             # Trouble here is nobody's call; the next flush meets it again and raises it.
-            with contextlib.suppress(StoreError, lmdb.Error):
+            with contextlib.suppress(StoreError, lmdb.Error, Closed):
                 if not environment.promote(wait=False):
                     self._work.set()
             del environment
@@ -601,28 +613,41 @@ _registry_lock = threading.RLock()
 free_in_children(sys.modules[__name__], "_registry_lock", threading.RLock)
 
 
-def _open(path: str, read_only: bool, map_size: int, allow_network: bool) -> _Environment:
+def _open(
+    user: LmdbBackend, path: str, read_only: bool, map_size: int, allow_network: bool
+) -> _Environment:
     with _registry_lock:
         _watch_forks()
+        for unused in [e for e in _registry.values() if not e.users and e.path != path]:
+            with contextlib.suppress(StoreError):  # of a backend that was not closed, but dropped
+                _close(unused)
         # A process that writes reads through the same environment: LMDB must not be opened twice.
         for mode in (False, True):
             found = _registry.get((path, mode))
             if found is not None and not found.gone and (mode == read_only or read_only):
-                return found
-        reader = _registry.pop((path, True), None)
-        if reader is not None:  # opened to be read, now to be written
-            reader.close()
-        made = _Environment(
-            path, read_only=read_only, map_size=map_size, allow_network=allow_network
-        )
-        _registry[path, read_only] = made
-        return made
+                break
+        else:
+            reader = _registry.pop((path, True), None)
+            if reader is not None:  # opened to be read, now to be written
+                reader.close()
+            found = _registry[path, read_only] = _Environment(
+                path, read_only=read_only, map_size=map_size, allow_network=allow_network
+            )
+        found.users.add(user)
+        return found
+
+
+def _leave(environment: _Environment, user: LmdbBackend) -> None:
+    with _registry_lock:
+        environment.users.discard(user)
+        if not environment.users and not environment.gone:
+            _close(environment)
 
 
 def _close(environment: _Environment) -> None:
-    with _registry_lock:
-        _registry.pop((environment.path, environment.read_only), None)
-        environment.close()
+    """Close one; with the registry locked."""
+    _registry.pop((environment.path, environment.read_only), None)
+    environment.close()
 
 
 @atexit.register
@@ -687,5 +712,5 @@ def _after_fork_in_child() -> None:
     for environment in _registry.values():
         environment.gone = True
         for half in environment.halves.values():
-            half.close()
+            half.drop()
     _registry.clear()

@@ -19,6 +19,7 @@ import os
 import secrets
 import stat
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING
 from warmstart.backends import FULL
 from warmstart.caller import complain
 from warmstart.errors import StoreError, StoreFullError
+from warmstart.host import boot as _boot
 from warmstart.host import the_psutil
 
 if TYPE_CHECKING:
@@ -51,7 +53,14 @@ def file_lock(path: Path, timeout: float = -1.0) -> FileLock:
     """Return a lock that really is one: never a file that only looks like it."""
     from filelock import FileLock  # noqa: PLC0415 (6 ms, of use once a store is opened)
 
-    return FileLock(path, timeout=timeout, mode=0o600, fallback_to_soft=False, poll_interval=0.005)
+    return FileLock(
+        path,
+        timeout=timeout,
+        mode=0o600,
+        thread_local=False,  # what a store holds open is held by no thread in particular
+        fallback_to_soft=False,
+        poll_interval=0.005,
+    )
 
 
 def sync_folder(path: Path) -> None:
@@ -145,6 +154,10 @@ class Place:
             return False
         return True
 
+    def is_there(self) -> bool:
+        """Return whether the folder is, still."""
+        return (self.path / "FORMAT").exists()
+
     def half(self, name: str) -> Path:
         """Return the folder of one environment."""
         return self.path / name
@@ -198,7 +211,10 @@ class Place:
         try:
             text = read_file(self.path / "FORMAT").decode("ascii").strip()
         except FileNotFoundError as error:
-            raise StoreError(f"there is no store at {self.path}") from error
+            raise StoreError(
+                f"there is no store at {self.path}: check the path; the first fit that is kept "
+                "there makes one"
+            ) from error
         except UnicodeDecodeError as error:
             raise StoreError(f"{self.path} is not a store: its FORMAT is not text") from error
         version = text.removeprefix(_FORMAT)
@@ -234,9 +250,21 @@ class Place:
 
     # Who holds it open
 
-    def lock(self, name: str, timeout: float = -1.0) -> FileLock:
-        """Return a lock of the whole store by name."""
-        return file_lock(self.path / "locks" / f"{name}.lock", timeout)
+    @contextlib.contextmanager
+    def holding(self, name: str, timeout: float = -1.0) -> Iterator[bool]:
+        """Hold a lock of the whole store by name; yields whether it was got in time."""
+        lock, got = file_lock(self.path / "locks" / f"{name}.lock", timeout), True
+        try:
+            try:
+                lock.acquire()
+            except TimeoutError:
+                got = False
+            except OSError as error:
+                kind = StoreFullError if error.errno in FULL else StoreError
+                raise kind(f"the store {self.path} cannot be locked: {error}") from error
+            yield got
+        finally:
+            lock.release(force=True)
 
     def attend(self) -> Attendance:
         """Find out who is there, and become one of them. Call with the lock ``open``."""
@@ -347,14 +375,6 @@ def _namespace() -> str:
         return str(os.stat("/proc/self/ns/pid").st_ino)  # noqa: PTH116 (a magic link, not a path)
     except OSError:
         return "0"
-
-
-def _boot() -> str:
-    """Return what is another text after each start of the machine; empty where nothing says so."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    except OSError:
-        return ""
 
 
 def _listed(folder: Path) -> list[Path]:
