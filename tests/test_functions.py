@@ -561,7 +561,7 @@ class TestInstalled:
         ours = Path(code_room.__file__).parents[1]
         version = importlib.metadata.version("lmfit")
         identities = set()
-        for flag, path in (("-B", f"{ours}:{tmp_path}"), ("-S", f"{ours}:{libs}")):
+        for flag, path in (("-B", f"{tmp_path}:{ours}"), ("-S", f"{libs}:{ours}")):
             command = [sys.executable, flag, "-c", code]
             printed = subprocess.check_output(command, env={"PYTHONPATH": path}, text=True)
             identity, place, packages = printed.splitlines()

@@ -1380,6 +1380,7 @@ class TestRun:
             capture_output=True,
             text=True,
             check=False,
+            cwd=tmp_path,  # or what is tested is imported from here, and not as by the script
         )
 
     @pytest.mark.parametrize("library", LIBRARIES)

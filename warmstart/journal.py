@@ -374,13 +374,14 @@ class Journal:
 
     def __del__(self) -> None:
         # Of a caller that was interrupted. Nothing that waits: this may be called anywhere.
-        if self._fd >= 0:
-            self._let_go()
+        while self._fd >= 0:
+            with contextlib.suppress(KeyboardInterrupt):
+                self._let_go()
 
     def _let_go(self) -> None:
-        descriptor, self._fd = self._fd, -1
         if os.getpid() == self._pid:
             _held.pop(str(self.path), None)
+        descriptor, self._fd = self._fd, -1
         os.close(descriptor)
 
     def rename(self, key: Fingerprint) -> None:
