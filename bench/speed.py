@@ -262,7 +262,7 @@ def main() -> int:
     """Run all parts; 1 if a result was wrong or a write lost."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="about a minute, for CI")
-    parser.add_argument("--only", default="", help="the parts whose name begins so")
+    parser.add_argument("--only", choices=PARTS, help="one part of it")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     parser.add_argument("--plot", type=Path, help="also draw them")
     parser.add_argument("--folder", type=Path, help="on which disk to store, by default /tmp")
@@ -279,7 +279,7 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(dir=given.folder, ignore_cleanup_errors=True) as folder:
             for name, part in PARTS.items():
-                if not name.startswith(given.only):
+                if given.only not in {None, name}:
                     continue
                 for found in part(Path(folder), given.quick):
                     if isinstance(found, Fact):

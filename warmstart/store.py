@@ -626,9 +626,8 @@ class Store(History):
         digest = _checked(key).digest
         name = (digest, producer, order)
         kept = self._recent.get(name)
-        front, now = self._front, self._about_now()
-        version = front.version()
-        copied = None
+        front = self.backend if self._before is None else self._front
+        now, version, copied = self._about_now(), front.version(), None
         if (
             kept is not None
             and (kept.version == version or self._is_unchanged(key, kept.entry))

@@ -184,7 +184,11 @@ class LmdbBackend:
 
     def version(self) -> object:
         """Return the numbers of the last transaction and of the opening."""
-        return self._ask(_Environment.version)
+        while True:  # as `_ask` does, but each hit comes by
+            try:
+                return self._environment.version()
+            except Closed:
+                continue
 
     @contextlib.contextmanager
     def lock(self, name: str, timeout: float = -1.0) -> Iterator[bool]:
