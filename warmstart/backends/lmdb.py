@@ -264,8 +264,9 @@ class _Environment:
         for name in HALVES:
             if name in vars(self):
                 vars(self)[name].close()
-        with contextlib.suppress(OSError), self.place.holding("open"):
-            self.place.leave(well=well)
+        if not self.read_only:
+            with contextlib.suppress(OSError), self.place.holding("open"):
+                self.place.leave(well=well)
 
     def _open(self, map_size: int) -> None:
         attendance = self.place.attend()
