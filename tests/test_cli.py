@@ -11,6 +11,7 @@ import time
 import zipfile
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 import scipy.optimize
@@ -30,6 +31,7 @@ from warmstart.backends import Batch
 from warmstart.copying import copy
 from warmstart.demo import DemoRow
 from warmstart.rows import RunInfo, info_row, small
+from warmstart.session import process_row
 
 
 @pytest.fixture
@@ -524,6 +526,20 @@ class TestRuns:
         assert told["memory"][1] == "GiB"
         assert told["told"][1:] == ["s", "ago"]
         assert told["experiment"] == ["mine"]
+
+    @pytest.mark.parametrize("value", [b"x", "../..", None, [1], {"a": 1}, -1, 1e300, np.nan])
+    def test_what_a_process_tells_may_be_anything(self, runs, tmp_path, capsys, value):
+        """`show` shows it, whatever it is; times beyond any calendar do not break the page."""
+        with Store(tmp_path / "store") as store:
+            info = store.run_info(runs["outer"])
+            told = dict.fromkeys(("told", "memory", "pid", "started", "status"), value)
+            store.backend.apply(Batch({process_row(info.process): small(told)}))
+            if isinstance(value, float):
+                store.set_run_info(msgspec.structs.replace(info, started=value))
+        assert run(capsys, "show", runs["outer"])[0] == 0
+        assert run(capsys, "ls")[0] == 0
+        output = str(tmp_path / "page.html")
+        assert run(capsys, "report", "-o", output)[0] == 0
 
     def test_compare(self, runs, capsys):
         code, out, _ = run(capsys, "compare", *runs.values())

@@ -156,11 +156,12 @@ def show(store: Store, parsed: argparse.Namespace, out: Out) -> int | None:
     if out.as_json:
         out.json(document)
         return 0
-    told = {**facts, "steps": run.steps(), **process}
+    told = {**facts, "steps": run.steps()}
+    told |= {name: value for name, value in process.items() if name not in told}
     for name in ("started", "ended", "beat", "told"):
-        if told.get(name) is not None:
+        if isinstance(told.get(name), float):  # what a process tells may be anything
             told[name] = ago(told[name], store.clock())
-    if "memory" in told:
+    if isinstance(told.get("memory"), int):
         told["memory"] = size(told["memory"])
     if "pid" in told:
         told["pid"] = str(told["pid"])  # a name, not a number

@@ -16,6 +16,8 @@ from warmstart.store import Store
 __all__ = ["daily", "plot_run", "plot_savings"]
 
 _DAY = 86_400
+_END = 253_402_300_800.0
+"""The last second of the year 9999, which no calendar here goes beyond."""
 
 
 def _axes(ax: Any) -> Any:
@@ -69,7 +71,7 @@ def daily(store: Store) -> dict[int, tuple[int, int, int, int]]:
     """Return fits run, fits returned, evaluations made and evaluations saved, by day since 1970."""
     found: dict[int, list[int]] = {}
     for info in infos(store):
-        if info.key:
+        if info.key and 0.0 <= info.started < _END:
             day = found.setdefault(int(info.started // _DAY), [0, 0, 0, 0])
             for place, number in ((0, 1), (2, info.evaluations), (3, info.saved)):
                 day[place] += number

@@ -164,9 +164,12 @@ def age(written: float, now: float) -> str:
 
 def ago(written: float, now: float) -> str:
     """Return how long before `now` something was."""
-    if written > now:
+    if written <= now:
+        return f"{age(written, now)} ago"
+    try:
         return datetime.fromtimestamp(written, UTC).isoformat(timespec="seconds")
-    return f"{age(written, now)} ago"
+    except (OverflowError, ValueError):  # no time of any calendar
+        return f"{written:g}"
 
 
 def size(number: int) -> str:
