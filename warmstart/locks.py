@@ -10,6 +10,11 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+# What is done before a fork is done in the reverse order of registration. filelock closes its
+# doors, at which a thread may wait that holds a lock of ours: ours have to be taken first, so it is
+# imported here, and not when it is needed (6 ms).
+import filelock  # noqa: F401
+
 __all__ = ["free_in_children", "held_over_forks", "imported", "lazily"]
 
 _T = TypeVar("_T")

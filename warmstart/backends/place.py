@@ -22,16 +22,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from filelock import FileLock
 
 from warmstart.backends import FULL
 from warmstart.caller import complain
 from warmstart.errors import StoreError, StoreFullError
 from warmstart.host import boot as _boot
 from warmstart.host import the_psutil
-
-if TYPE_CHECKING:
-    from filelock import FileLock
 
 __all__ = ["HALVES", "Attendance", "Place", "make_folder", "read_file", "sync_folder"]
 
@@ -51,8 +49,6 @@ _NETWORK = frozenset(
 
 def file_lock(path: Path, timeout: float = -1.0) -> FileLock:
     """Return a lock that really is one: never a file that only looks like it."""
-    from filelock import FileLock  # noqa: PLC0415 (6 ms, of use once a store is opened)
-
     return FileLock(
         path,
         timeout=timeout,
